@@ -1,0 +1,612 @@
+//! One line of a manifest: a path, what it is, and where its bytes lie.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::{Map, Value};
+
+use crate::digest::Digest;
+use crate::json::{self, Strict};
+use crate::path::{self, RelPath};
+use crate::time::Time;
+
+/// The component of entries that name none.
+pub const DEFAULT_COMPONENT: &str = "files";
+
+/// What a path is.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum Kind {
+    /// A regular file (`type` absent).
+    #[default]
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link and the bytes of its target.
+    Symlink(Vec<u8>),
+    /// A further name of a file whose first path this is.
+    Hardlink(RelPath),
+    /// A named pipe.
+    Fifo,
+    /// A block device: major and minor number.
+    Block(u32, u32),
+    /// A character device: major and minor number.
+    Char(u32, u32),
+}
+
+impl Kind {
+    /// The word in `type`; `None` for a regular file.
+    pub fn word(&self) -> Option<&'static str> {
+        match self {
+            Kind::File => None,
+            Kind::Directory => Some("directory"),
+            Kind::Symlink(_) => Some("symlink"),
+            Kind::Hardlink(_) => Some("hardlink"),
+            Kind::Fifo => Some("fifo"),
+            Kind::Block(..) => Some("block"),
+            Kind::Char(..) => Some("char"),
+        }
+    }
+}
+
+/// Where an entry's bytes lie at the destination.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct At {
+    /// The backup whose folder holds the object; `None` is the manifest's own.
+    pub backup: Option<String>,
+    /// The object's name in that folder.
+    pub object: String,
+    /// Where the frames begin, in bytes of the object before encryption; `None`: the object is this
+    /// one file.
+    pub offset: Option<u64>,
+    /// How many bytes of the object the frames take.
+    pub length: Option<u64>,
+    /// Decompressed bytes before the content.
+    pub skip: Option<u64>,
+    /// The name in the tar, where it differs from the path.
+    pub member: Option<Vec<u8>>,
+    /// Fields that this version does not know.
+    pub extra: Map<String, Value>,
+}
+
+/// One path of a backup.
+///
+/// Fields that were not recorded are `None`. Times, sizes and modes are those of the source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name, below the root it came from.
+    pub path: RelPath,
+    /// What it is.
+    pub kind: Kind,
+    /// Where its bytes lie, once stored.
+    pub at: Option<At>,
+    /// SHA-256 of its content, once read.
+    pub checksum: Option<Digest>,
+    /// The component that it belongs to; `None` is [`DEFAULT_COMPONENT`].
+    pub component: Option<String>,
+    /// Last change of content or attributes.
+    pub ctime: Option<Time>,
+    /// Inode number.
+    pub inode: Option<u64>,
+    /// Permission bits with set-uid, set-gid and sticky.
+    pub mode: Option<u32>,
+    /// Last change of content.
+    pub mtime: Option<Time>,
+    /// Numeric user and group.
+    pub owner: Option<(u32, u32)>,
+    /// Bytes of content; `None` for what has none.
+    pub size: Option<u64>,
+    /// Fields that this version does not know, and known ones in a form that we do not write
+    /// (`.500Z`): these are printed as they came.
+    pub extra: Map<String, Value>,
+}
+
+impl Entry {
+    /// An entry of a regular file with nothing but a path.
+    pub fn new(path: RelPath) -> Self {
+        Entry {
+            path,
+            kind: Kind::File,
+            at: None,
+            checksum: None,
+            component: None,
+            ctime: None,
+            inode: None,
+            mode: None,
+            mtime: None,
+            owner: None,
+            size: None,
+            extra: Map::new(),
+        }
+    }
+
+    /// Records what was read: the content's digest and size.
+    pub fn set_content(&mut self, checksum: Digest, size: u64) {
+        self.extra.remove("checksum");
+        self.checksum = Some(checksum);
+        self.size = Some(size);
+    }
+
+    /// The name of its component.
+    pub fn component(&self) -> &str {
+        self.component.as_deref().unwrap_or(DEFAULT_COMPONENT)
+    }
+
+    /// Whether it is a regular file, the kind that has content of its own.
+    pub fn is_file(&self) -> bool {
+        self.kind == Kind::File
+    }
+
+    /// Whether `other` describes the same state of a regular file: size, times and inode.
+    ///
+    /// What was not recorded on either side is not the same.
+    pub fn is_unchanged_from(&self, other: &Entry, trust: Trust) -> bool {
+        fn same<T: PartialEq>(a: Option<&T>, b: Option<&T>) -> bool {
+            a.is_some() && a == b
+        }
+        self.is_file()
+            && other.is_file()
+            && same(self.size.as_ref(), other.size.as_ref())
+            && same(self.mtime.as_ref(), other.mtime.as_ref())
+            && (!trust.ctime || same(self.ctime.as_ref(), other.ctime.as_ref()))
+            && (!trust.inode || same(self.inode.as_ref(), other.inode.as_ref()))
+    }
+
+    /// Appends the entry exactly as `jq -cS` prints it, without the newline.
+    pub fn write_canonical(&self, out: &mut Vec<u8>) {
+        if self.extra.is_empty() {
+            self.write_known(out);
+        } else {
+            let mut known = Vec::with_capacity(256);
+            self.write_known(&mut known);
+            let Ok(Value::Object(mut map)) = json::parse(&known) else {
+                unreachable!("our own line is JSON")
+            };
+            map.extend(self.extra.clone());
+            out.extend(json::canonical(&Value::Object(map)));
+        }
+    }
+
+    fn write_known(&self, out: &mut Vec<u8>) {
+        let mut object = ObjectWriter::begin(out);
+        if let Some(at) = &self.at {
+            at.write(object.key("at"));
+        }
+        if let Some(checksum) = &self.checksum {
+            object.text("checksum", &checksum.to_string());
+        }
+        if let Some(component) = &self.component {
+            object.text("component", component);
+        }
+        if let Some(ctime) = &self.ctime {
+            object.text("ctime", &ctime.to_string());
+        }
+        if let Kind::Block(major, minor) | Kind::Char(major, minor) = self.kind {
+            object.text("device", &format!("{major}:{minor}"));
+        }
+        if let Some(inode) = self.inode {
+            object.text("inode", &inode.to_string());
+        }
+        if let Some(mode) = self.mode {
+            object.text("mode", &format!("{mode:04o}"));
+        }
+        if let Some(mtime) = &self.mtime {
+            object.text("mtime", &mtime.to_string());
+        }
+        if let Some((user, group)) = self.owner {
+            object.text("owner", &format!("{user}:{group}"));
+        }
+        object.bytes("path", "path_b64", self.path.as_bytes());
+        if let Some(size) = self.size {
+            object.number("size", size);
+        }
+        match &self.kind {
+            Kind::Symlink(target) => object.bytes("target", "target_b64", target),
+            Kind::Hardlink(target) => object.bytes("target", "target_b64", target.as_bytes()),
+            _ => {}
+        }
+        if let Some(word) = self.kind.word() {
+            object.text("type", word);
+        }
+        object.end();
+    }
+}
+
+/// Which attributes count when deciding that a file is unchanged, beside size and mtime.
+#[derive(Clone, Copy, Debug)]
+pub struct Trust {
+    /// Change time; off for network file systems that invent it.
+    pub ctime: bool,
+    /// Inode number; off for network file systems that invent it.
+    pub inode: bool,
+}
+
+impl At {
+    fn write(&self, out: &mut Vec<u8>) {
+        if !self.extra.is_empty() {
+            let mut known = Vec::new();
+            At { extra: Map::new(), ..self.clone() }.write(&mut known);
+            let Ok(Value::Object(mut map)) = json::parse(&known) else {
+                unreachable!("our own fragment is JSON")
+            };
+            map.extend(self.extra.clone());
+            out.extend(json::canonical(&Value::Object(map)));
+            return;
+        }
+        let mut object = ObjectWriter::begin(out);
+        if let Some(backup) = &self.backup {
+            object.text("backup", backup);
+        }
+        if let Some(length) = self.length {
+            object.number("length", length);
+        }
+        if let Some(member) = &self.member {
+            object.bytes("member", "member_b64", member);
+        }
+        object.text("object", &self.object);
+        if let Some(offset) = self.offset {
+            object.number("offset", offset);
+        }
+        if let Some(skip) = self.skip {
+            object.number("skip", skip);
+        }
+        object.end();
+    }
+}
+
+/// Writes an object whose keys are given in sorted order.
+struct ObjectWriter<'a> {
+    out: &'a mut Vec<u8>,
+    is_first: bool,
+}
+
+impl<'a> ObjectWriter<'a> {
+    fn begin(out: &'a mut Vec<u8>) -> Self {
+        out.push(b'{');
+        ObjectWriter { out, is_first: true }
+    }
+
+    fn key(&mut self, key: &str) -> &mut Vec<u8> {
+        if !std::mem::take(&mut self.is_first) {
+            self.out.push(b',');
+        }
+        self.out.push(b'"');
+        self.out.extend_from_slice(key.as_bytes());
+        self.out.extend_from_slice(b"\":");
+        self.out
+    }
+
+    fn text(&mut self, key: &str, text: &str) {
+        json::push_plain_string(self.key(key), text);
+    }
+
+    fn number(&mut self, key: &str, number: u64) {
+        use std::io::Write;
+        let _ = write!(self.key(key), "{number}");
+    }
+
+    fn bytes(&mut self, key: &str, key_base64: &str, bytes: &[u8]) {
+        match path::plain_text(bytes) {
+            Some(text) => self.text(key, text),
+            None => self.text(key_base64, &path::to_base64(bytes)),
+        }
+    }
+
+    fn end(self) {
+        self.out.push(b'}');
+    }
+}
+
+impl<'de> Deserialize<'de> for Entry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(EntryVisitor)
+    }
+}
+
+/// Sets a field once.
+fn set<T, E: de::Error>(field: &mut Option<T>, key: &str, value: T) -> Result<(), E> {
+    if field.replace(value).is_some() {
+        return Err(E::custom(format!("duplicate key '{key}'")));
+    }
+    Ok(())
+}
+
+/// A string without control characters, as our own fields are.
+fn plain<'de, A: MapAccess<'de>>(access: &mut A, key: &str) -> Result<Cow<'de, str>, A::Error> {
+    let text = access.next_value::<Text<'de>>()?.0;
+    if path::plain_text(text.as_bytes()).is_none() {
+        return Err(de::Error::custom(format!("control character in '{key}'")));
+    }
+    Ok(text)
+}
+
+/// A string that borrows from the input where it can.
+struct Text<'de>(Cow<'de, str>);
+
+impl<'de> Deserialize<'de> for Text<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+fn encoded<'de, A: MapAccess<'de>>(access: &mut A, key: &str) -> Result<Vec<u8>, A::Error> {
+    let text = access.next_value::<Text<'de>>()?.0;
+    let bytes = path::from_base64(&text)
+        .ok_or_else(|| de::Error::custom(format!("'{key}' is not standard base64")))?;
+    if path::plain_text(&bytes).is_some() {
+        return Err(de::Error::custom(format!("'{key}' encodes what needs no encoding")));
+    }
+    Ok(bytes)
+}
+
+fn integer<'de, A: MapAccess<'de>>(access: &mut A, key: &str) -> Result<u64, A::Error> {
+    let value = access.next_value::<u64>()?;
+    if value > json::INTEGER_LIMIT {
+        return Err(de::Error::custom(format!("'{key}' is beyond 2^53")));
+    }
+    Ok(value)
+}
+
+fn parsed<'de, A: MapAccess<'de>, T>(
+    access: &mut A,
+    key: &str,
+    parse: impl Fn(&str) -> Option<T>,
+) -> Result<T, A::Error> {
+    let text = access.next_value::<Text<'de>>()?.0;
+    parse(&text)
+        .ok_or_else(|| de::Error::custom(format!("'{key}' cannot be '{}'", text.escape_debug())))
+}
+
+/// A time; one written in another way than ours is kept as it stands, so that sums stay the same.
+fn time<'de, A: MapAccess<'de>>(
+    access: &mut A,
+    key: &str,
+    extra: &mut Map<String, Value>,
+) -> Result<Time, A::Error> {
+    let text = access.next_value::<Text<'de>>()?.0;
+    let time = text
+        .parse::<Time>()
+        .map_err(|_| de::Error::custom(format!("'{key}' cannot be '{}'", text.escape_debug())))?;
+    let bytes = text.as_bytes();
+    let is_ours = bytes.len() >= 20
+        && bytes.len() <= 30
+        && bytes[10] == b'T'
+        && bytes[17] < b'6'
+        && text.ends_with('Z')
+        && (bytes.len() == 20 || !text.ends_with("0Z"));
+    if !is_ours && time.to_string() != *text {
+        json::insert(extra, key.into(), text.into())?;
+    }
+    Ok(time)
+}
+
+fn pair(text: &str) -> Option<(u32, u32)> {
+    let (first, second) = text.split_once(':')?;
+    Some((decimal(first)?, decimal(second)?))
+}
+
+/// A decimal number in its only form: no sign, no leading zero.
+fn decimal<T: std::str::FromStr + ToString>(text: &str) -> Option<T> {
+    text.parse::<T>().ok().filter(|number| number.to_string() == text)
+}
+
+fn octal_mode(text: &str) -> Option<u32> {
+    let mode = u32::from_str_radix(text, 8).ok()?;
+    (mode <= 0o7777 && format!("{mode:04o}") == text).then_some(mode)
+}
+
+struct EntryVisitor;
+
+impl<'de> Visitor<'de> for EntryVisitor {
+    type Value = Entry;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a manifest entry")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Entry, A::Error> {
+        let (mut path, mut target, mut word, mut device) = (None, None, None, None);
+        let (mut at, mut checksum, mut component, mut ctime) = (None, None, None, None);
+        let (mut inode, mut mode, mut mtime, mut owner) = (None, None, None, None);
+        let (mut size, mut extra) = (None, Map::new());
+        let a = &mut access;
+        while let Some(Text(key)) = a.next_key::<Text<'de>>()? {
+            match &*key {
+                "path" => set(&mut path, "path", plain(a, "path")?.into_owned().into_bytes())?,
+                "path_b64" => set(&mut path, "path", encoded(a, "path_b64")?)?,
+                "target" => {
+                    set(&mut target, "target", plain(a, "target")?.into_owned().into_bytes())?
+                }
+                "target_b64" => set(&mut target, "target", encoded(a, "target_b64")?)?,
+                "type" => set(&mut word, "type", plain(a, "type")?)?,
+                "at" => set(&mut at, "at", a.next_value::<At>()?)?,
+                "checksum" => {
+                    let text = a.next_value::<Text<'de>>()?.0;
+                    set(&mut checksum, "checksum", text.parse().map_err(de::Error::custom)?)?;
+                    if !text.starts_with("sha256:") {
+                        json::insert(&mut extra, "checksum".into(), text.into())?;
+                    }
+                }
+                "component" => {
+                    set(&mut component, "component", plain(a, "component")?.into_owned())?
+                }
+                "ctime" => set(&mut ctime, "ctime", time(a, "ctime", &mut extra)?)?,
+                "mtime" => set(&mut mtime, "mtime", time(a, "mtime", &mut extra)?)?,
+                "device" => set(&mut device, "device", parsed(a, "device", pair)?)?,
+                "inode" => set(&mut inode, "inode", parsed(a, "inode", decimal::<u64>)?)?,
+                "mode" => set(&mut mode, "mode", parsed(a, "mode", octal_mode)?)?,
+                "owner" => set(&mut owner, "owner", parsed(a, "owner", pair)?)?,
+                "size" => set(&mut size, "size", integer(a, "size")?)?,
+                _ => {
+                    let value = a.next_value::<Strict>()?.0;
+                    json::insert(&mut extra, key.into_owned(), value)?;
+                }
+            }
+        }
+        let bad = |what: &str| de::Error::custom(what);
+        let path = RelPath::new(path.ok_or_else(|| bad("entry without a path"))?)
+            .map_err(de::Error::custom)?;
+        let at_error = |what: &str| de::Error::custom(format!("{what} in the entry of '{path}'"));
+        let kind = match (word.as_deref(), target, device) {
+            (None, None, None) => Kind::File,
+            (Some("directory"), None, None) => Kind::Directory,
+            (Some("fifo"), None, None) => Kind::Fifo,
+            (Some("symlink"), Some(target), None) if !target.is_empty() => Kind::Symlink(target),
+            (Some("hardlink"), Some(target), None) => {
+                Kind::Hardlink(RelPath::new(target).map_err(|error| at_error(&error.to_string()))?)
+            }
+            (Some("block"), None, Some((major, minor))) => Kind::Block(major, minor),
+            (Some("char"), None, Some((major, minor))) => Kind::Char(major, minor),
+            _ => return Err(at_error("type, target and device do not fit together")),
+        };
+        if let Kind::Hardlink(first) = &kind
+            && *first >= path
+        {
+            return Err(at_error("hard link to a later path"));
+        }
+        Ok(Entry {
+            path,
+            kind,
+            at,
+            checksum,
+            component,
+            ctime,
+            inode,
+            mode,
+            mtime,
+            owner,
+            size,
+            extra,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for At {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(AtVisitor)
+    }
+}
+
+struct AtVisitor;
+
+impl<'de> Visitor<'de> for AtVisitor {
+    type Value = At;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("where an entry lies")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<At, A::Error> {
+        let (mut backup, mut object, mut member) = (None, None, None);
+        let (mut offset, mut length, mut skip) = (None, None, None);
+        let mut extra = Map::new();
+        let a = &mut access;
+        while let Some(Text(key)) = a.next_key::<Text<'de>>()? {
+            match &*key {
+                "backup" => set(&mut backup, "backup", plain(a, "backup")?.into_owned())?,
+                "object" => set(&mut object, "object", plain(a, "object")?.into_owned())?,
+                "member" => {
+                    set(&mut member, "member", plain(a, "member")?.into_owned().into_bytes())?
+                }
+                "member_b64" => set(&mut member, "member", encoded(a, "member_b64")?)?,
+                "offset" => set(&mut offset, "offset", integer(a, "offset")?)?,
+                "length" => set(&mut length, "length", integer(a, "length")?)?,
+                "skip" => set(&mut skip, "skip", integer(a, "skip")?)?,
+                _ => {
+                    let value = a.next_value::<Strict>()?.0;
+                    json::insert(&mut extra, key.into_owned(), value)?;
+                }
+            }
+        }
+        let object = object.ok_or_else(|| de::Error::custom("'at' without an object"))?;
+        RelPath::new(object.as_bytes())
+            .map_err(|error| de::Error::custom(format!("{error} as object of 'at'")))?;
+        if offset.is_some() != length.is_some() || (offset.is_none() && skip.is_some()) {
+            return Err(de::Error::custom("'at' needs offset and length together"));
+        }
+        Ok(At { backup, object, offset, length, skip, member, extra })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round_trip(line: &str) {
+        let entry: Entry = serde_json::from_str(line).unwrap();
+        let mut out = Vec::new();
+        entry.write_canonical(&mut out);
+        assert_eq!(String::from_utf8(out).unwrap(), line);
+    }
+
+    #[test]
+    fn lines_come_back_byte_for_byte() {
+        round_trip(r#"{"path":"a"}"#);
+        round_trip(concat!(
+            r#"{"at":{"backup":"b","length":45,"member":"x","object":"files/000001.tar.zst","offset":1048,"skip":512},"#,
+            r#""checksum":"sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad","#,
+            r#""component":"c","ctime":"2026-04-02T10:00:07.5Z","inode":"18446744073709551615","mode":"0644","#,
+            r#""mtime":"2026-04-02T10:00:00.123456789Z","owner":"1000:1000","path":"a\"b\\c ä","size":4523894}"#
+        ));
+        round_trip(r#"{"path_b64":"YQpi","target_b64":"/w==","type":"symlink"}"#);
+        round_trip(r#"{"device":"1:3","path":"null","type":"char"}"#);
+        round_trip(r#"{"path":"b","target":"a","type":"hardlink"}"#);
+        round_trip(
+            r#"{"ctime":"2026-04-02T12:00:07+02:00","mtime":"2026-04-02T10:00:07.500Z","path":"a"}"#,
+        );
+        round_trip(
+            r#"{"checksum":"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad","path":"a"}"#,
+        );
+        round_trip(
+            r#"{"aa":[1,{"x":null}],"at":{"object":"o","zz":1},"path":"a","xattr":{"k":"v"}}"#,
+        );
+    }
+
+    #[test]
+    fn malformed_entries_are_refused() {
+        for bad in [
+            r#"{}"#,
+            r#"{"path":"../x"}"#,
+            r#"{"path":"/x"}"#,
+            r#"{"path":"a","path":"a"}"#,
+            r#"{"path":"a","path_b64":"YQpi"}"#,
+            r#"{"path":"a\nb"}"#,
+            r#"{"path_b64":"YQ=="}"#,
+            r#"{"path_b64":"YQ"}"#,
+            r#"{"path":"a","x":1,"x":1}"#,
+            r#"{"path":"a","size":-1}"#,
+            r#"{"path":"a","size":1.0}"#,
+            r#"{"path":"a","size":9007199254740993}"#,
+            r#"{"path":"a","mode":"644"}"#,
+            r#"{"path":"a","mode":"77777"}"#,
+            r#"{"path":"a","inode":7}"#,
+            r#"{"path":"a","inode":"+7"}"#,
+            r#"{"path":"a","type":"socket"}"#,
+            r#"{"path":"a","type":"symlink"}"#,
+            r#"{"path":"a","target":"b"}"#,
+            r#"{"path":"a","target":"b","type":"hardlink"}"#,
+            r#"{"path":"a","target":"../b","type":"hardlink"}"#,
+            r#"{"path":"a","checksum":"md5:0"}"#,
+            r#"{"path":"a","at":{"object":"../../etc/shadow"}}"#,
+            r#"{"path":"a","at":{"object":"/etc/shadow"}}"#,
+            r#"{"path":"a","at":{"object":"o","offset":1}}"#,
+            r#"{"path":"a","mtime":"yesterday"}"#,
+            r#"["a"]"#,
+        ] {
+            assert!(serde_json::from_str::<Entry>(bad).is_err(), "{bad}");
+        }
+    }
+}

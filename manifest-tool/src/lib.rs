@@ -1,0 +1,30 @@
+//! The base of bk: the manifest format and what every tool needs.
+//!
+//! A manifest is one JSON document that flows through the pipe: a header, one line for each path,
+//! a trailer with the sums. [`stream`] reads and writes it, [`manifest`] and [`entry`] are its
+//! parts, [`scan`] makes entries of a tree.
+
+pub mod add;
+pub mod atomic;
+pub mod beneath;
+pub mod cli;
+pub mod digest;
+pub mod entry;
+pub mod exit;
+pub mod json;
+pub mod left_out;
+pub mod lock;
+pub mod lookup;
+pub mod manifest;
+pub mod path;
+pub mod progress;
+pub mod scan;
+pub mod shell;
+pub mod signal;
+pub mod sort;
+pub mod spool;
+pub mod stream;
+pub mod sums;
+mod syntax;
+pub mod time;
+mod yaml;

@@ -1,0 +1,56 @@
+//! Being stopped: a signal sets a flag, long work looks at it, the tool cleans up and then dies of
+//! that signal, so that the shell sees it.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+/// The signal that arrived; a process has one set of signals, so this is one value for all of it.
+static CAUGHT: std::sync::LazyLock<Arc<AtomicUsize>> =
+    std::sync::LazyLock::new(|| Arc::new(AtomicUsize::new(0)));
+
+/// The process was told to stop.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped by signal {0}")]
+pub struct Stopped(pub usize);
+
+/// Makes HUP, INT and TERM set the flag; a second one ends the process at once.
+///
+/// # Errors
+/// If the system refuses the handler.
+pub fn install() -> io::Result<()> {
+    let is_second = Arc::new(AtomicBool::new(false));
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_default(signal, Arc::clone(&is_second))?;
+        signal_hook::flag::register(signal, Arc::clone(&is_second))?;
+        let number = usize::try_from(signal).unwrap_or_default();
+        signal_hook::flag::register_usize(signal, Arc::clone(&CAUGHT), number)?;
+    }
+    Ok(())
+}
+
+/// The signal that arrived, if one did.
+pub fn caught() -> Option<usize> {
+    Some(CAUGHT.load(Ordering::Relaxed)).filter(|signal| *signal != 0)
+}
+
+/// Called in every long loop.
+///
+/// # Errors
+/// [`Stopped`] once a signal has arrived.
+pub fn check() -> io::Result<()> {
+    match caught() {
+        None => Ok(()),
+        Some(signal) => Err(io::Error::other(Stopped(signal))),
+    }
+}
+
+/// Ends the process by the signal that was caught, after all has been cleaned up.
+pub(crate) fn die_of(signal: usize) {
+    if let Ok(signal) = i32::try_from(signal) {
+        // Fails only for a signal without a default action, which we do not catch.
+        let _ = signal_hook::low_level::emulate_default_handler(signal);
+    }
+}
