@@ -79,13 +79,23 @@ impl Entries {
 
     /// All of them, in the order they were put aside; an error is one of the file.
     pub fn iter(&self) -> impl Iterator<Item = anyhow::Result<Entry>> + '_ {
+        self.places().map(|place| place.map(|(_, entry)| entry))
+    }
+
+    /// All of them with the place that [`Entries::at`] finds them by.
+    pub fn places(&self) -> impl Iterator<Item = anyhow::Result<(u64, Entry)>> + '_ {
         let mut lines = BufReader::with_capacity(1 << 17, ReadFrom { file: &self.file, next: 0 });
-        let mut line = Vec::new();
+        let (mut line, mut next) = (Vec::new(), 0);
         std::iter::from_fn(move || {
             line.clear();
             match lines.read_until(b'\n', &mut line) {
                 Ok(0) => None,
-                Ok(_) => Some(serde_json::from_slice(&line).context("temporary file")),
+                Ok(read) => {
+                    let start = next;
+                    next += read as u64;
+                    let entry = serde_json::from_slice(&line).context("temporary file");
+                    Some(entry.map(|entry| (start, entry)))
+                }
                 Err(error) => Some(Err(error).context("cannot read a temporary file")),
             }
         })

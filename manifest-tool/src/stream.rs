@@ -213,6 +213,22 @@ pub(crate) fn read_totals(mut files: serde_json::Map<String, Value>) -> Result<T
     Ok(Totals { count, size, checksum, extra: files })
 }
 
+/// Reads a document whose entries were cut out of its middle: header and trailer are checked
+/// against `total_checksum`, which covers the entries through `files.checksum`.
+///
+/// # Errors
+/// [`Error`], also if there are entries after all.
+pub fn read_outer(bytes: &[u8]) -> Result<(Header, Trailer), Error> {
+    let mut reader = Reader::new(bytes)?;
+    if reader.syntax.entry(&mut reader.line)? {
+        return Err(Error::Malformed("an entry where none was due".into()));
+    }
+    let (files, members) = reader.syntax.trailer()?;
+    let trailer = Trailer { totals: read_totals(files)?, members };
+    check_total(&reader.header, &trailer)?;
+    Ok((reader.header, trailer))
+}
+
 /// Compares `verification.total_checksum` with the content.
 pub(crate) fn check_total(header: &Header, trailer: &Trailer) -> Result<(), Error> {
     if trailer.total_checksum() != Some(sums::total_checksum(header, trailer)) {

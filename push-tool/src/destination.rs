@@ -1,0 +1,144 @@
+//! What a destination promises, whatever kind it is.
+
+use std::io::{Read, Write};
+use std::ops::Range;
+
+use bk_manifest::exit::{Exit, Failure};
+use bk_manifest::time::Time;
+
+/// An object as a listing shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectInfo {
+    /// Its name below the destination's root, `/` between parts.
+    pub name: String,
+    /// Bytes as stored.
+    pub size: u64,
+    /// When it was stored, by the store's own clock.
+    pub modified: Time,
+}
+
+/// What kind of error it is; this decides whether trying again can help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// No such object.
+    NotFound,
+    /// The name is taken.
+    Exists,
+    /// Access was denied.
+    Denied,
+    /// No space is left.
+    Full,
+    /// A passing fault: trying again may help.
+    Transient,
+    /// Anything else.
+    Other,
+}
+
+/// An operation on an object failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {verb} '{name}' at '{place}'")]
+pub struct Error {
+    /// What kind it is.
+    pub kind: ErrorKind,
+    /// What was being done: `read`, `store`, …
+    pub verb: &'static str,
+    /// The object.
+    pub name: String,
+    /// The destination.
+    pub place: String,
+    /// Why; a [`Failure`] where the kind has an exit code of its own.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl Error {
+    /// Whether trying the same again may help.
+    pub fn may_retry(&self) -> bool {
+        self.kind == ErrorKind::Transient
+    }
+}
+
+/// The cause of an [`Error`] of this kind, with its exit code where it has one.
+pub fn cause(
+    kind: ErrorKind,
+    error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> Box<dyn std::error::Error + Send + Sync> {
+    let error = error.into();
+    match kind {
+        ErrorKind::Denied => Failure::new(Exit::Denied, error.to_string()).into(),
+        _ => error,
+    }
+}
+
+/// Result of an operation on an object.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Objects of a listing, one by one.
+pub type Listing<'a> = Box<dyn Iterator<Item = Result<ObjectInfo>> + 'a>;
+
+/// What became of a create-only put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// The object is new and ours.
+    New,
+    /// The name was taken; the object there was left alone.
+    Taken,
+}
+
+/// An object being stored: written, then committed.
+///
+/// Dropped before [`Upload::commit`], it leaves nothing under its name.
+pub trait Upload: Write + Send {
+    /// Gives the object its name, all at once, once its bytes are safe.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`] for a taken name: nothing stored is ever overwritten.
+    fn commit(self: Box<Self>) -> Result<()>;
+}
+
+/// A place where objects are kept.
+///
+/// Names are relative paths of plain text. An object appears whole or not at all, and is not
+/// changed once it is there. All calls may come from several threads.
+pub trait Destination: Send + Sync {
+    /// How it is called in messages.
+    fn describe(&self) -> String;
+
+    /// All objects below a folder (`""` for the root), in no particular order, as a stream.
+    ///
+    /// A folder that is not there is empty. Unfinished uploads are not objects.
+    fn list(&self, folder: &str) -> Result<Listing<'_>>;
+
+    /// The object's size and time; `None` if there is none of that name.
+    fn stat(&self, name: &str) -> Result<Option<ObjectInfo>>;
+
+    /// Opens an object, or a range of its bytes, for reading.
+    ///
+    /// An object that ends before the range does gives a short read, which is not an error here:
+    /// who asked knows how many bytes were due.
+    fn read(&self, name: &str, range: Option<Range<u64>>) -> Result<Box<dyn Read + Send + '_>>;
+
+    /// Begins to store an object.
+    fn put(&self, name: &str) -> Result<Box<dyn Upload + '_>>;
+
+    /// Stores a small object unless its name is taken. Of several at once, one gets [`Created::New`].
+    fn create(&self, name: &str, bytes: &[u8]) -> Result<Created>;
+
+    /// Removes objects, as many as it can; one that is not there counts as removed.
+    ///
+    /// Returns those that could not be removed.
+    fn delete(&self, names: &[String]) -> Vec<Error>;
+
+    /// The store's own clock: what [`ObjectInfo::modified`] of an object stored now would be.
+    fn now(&self) -> Result<Time>;
+
+    /// Removes what uploads that died left behind, if begun before `before`; returns how many.
+    fn sweep(&self, before: Time) -> Result<u64>;
+
+    /// Takes the destination for one run, where the kind has such a lock. Only a courtesy.
+    ///
+    /// # Errors
+    /// [`Exit::Busy`] if another run has it.
+    fn lock(&self, holder: &str) -> anyhow::Result<Option<bk_manifest::lock::Lock>>;
+}

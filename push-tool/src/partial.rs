@@ -1,0 +1,128 @@
+//! Partial lists: what a push has stored before its commit, so that a later push can build on it and
+//! prune can tell it from a stranger.
+//!
+//! `.bk/partial/<backup id>/` holds small pieces: `begun.json`; for each object `NNNNNN.name` before
+//! it is put and `NNNNNN.entries` (a line for each file in it) once it is closed; `renewed-N` so
+//! often that the newest piece is never older than a quarter of the grace time.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+
+use anyhow::Context;
+use bk_manifest::digest::Digest;
+use bk_manifest::time::Time;
+use serde::{Deserialize, Serialize};
+
+use crate::destination::Destination;
+
+/// The folder of the partial lists.
+pub const FOLDER: &str = ".bk/partial";
+
+/// How a push begins its list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    /// The backup's id.
+    pub id: String,
+    /// Its series.
+    pub series: String,
+    /// Its folder at the destination.
+    pub folder: String,
+    /// Who pushes, for people.
+    pub host: String,
+}
+
+/// An object that is about to be put.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Named {
+    /// Its name in the backup's folder.
+    pub object: String,
+}
+
+/// The first line of the entries of an object that is closed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Closed {
+    /// Its name in the backup's folder.
+    pub object: String,
+    /// Bytes as stored.
+    pub size: u64,
+    /// SHA-256 as stored.
+    pub checksum: Digest,
+}
+
+/// A partial list at the destination.
+#[derive(Clone, Debug)]
+pub struct PartialList {
+    /// How it began; `None` if its push died before that, or it cannot be read.
+    pub begun: Option<Begun>,
+    /// The backup's id, from the folder's name.
+    pub id: String,
+    /// The names of all its pieces at the destination.
+    pub pieces: Vec<String>,
+    /// When the newest of them was stored, by the store's clock.
+    pub renewed: Time,
+}
+
+/// All partial lists at the destination, by backup id.
+///
+/// # Errors
+/// Those of the destination.
+pub fn read_all(destination: &dyn Destination) -> anyhow::Result<Vec<PartialList>> {
+    let mut lists: BTreeMap<String, PartialList> = BTreeMap::new();
+    for object in destination.list(FOLDER)? {
+        let object = object?;
+        let Some((id, piece)) = object.name[FOLDER.len()..].trim_start_matches('/').split_once('/')
+        else {
+            continue;
+        };
+        let begun =
+            if piece == "begun.json" { read_json(destination, &object.name)? } else { None };
+        let list = lists.entry(id.to_owned()).or_insert_with(|| PartialList {
+            begun: None,
+            id: id.to_owned(),
+            pieces: Vec::new(),
+            renewed: object.modified,
+        });
+        list.begun = begun.or(list.begun.take());
+        list.renewed = list.renewed.max(object.modified);
+        list.pieces.push(object.name);
+    }
+    Ok(lists.into_values().collect())
+}
+
+impl PartialList {
+    /// The objects that it names, by their names at the destination: put or about to be.
+    ///
+    /// # Errors
+    /// Those of the destination; a name that leads out of the backup's folder.
+    pub fn objects(&self, destination: &dyn Destination) -> anyhow::Result<Vec<String>> {
+        let Some(begun) = &self.begun else { return Ok(Vec::new()) };
+        let mut objects = Vec::new();
+        for piece in self.pieces.iter().filter(|piece| piece.ends_with(".name")) {
+            if let Some(named) = read_json::<Named>(destination, piece)? {
+                objects.push(crate::place::object(&begun.folder, &named.object)?);
+            }
+        }
+        Ok(objects)
+    }
+
+    /// The pieces with entries of closed objects.
+    pub fn closed(&self) -> impl Iterator<Item = &str> {
+        self.pieces.iter().filter(|piece| piece.ends_with(".entries")).map(String::as_str)
+    }
+}
+
+/// Reads a small JSON piece; `None` if it is gone or malformed (its push died, or has just ended).
+fn read_json<T: for<'de> Deserialize<'de>>(
+    destination: &dyn Destination,
+    name: &str,
+) -> anyhow::Result<Option<T>> {
+    let mut bytes = Vec::new();
+    match destination.read(name, Some(0..1 << 20)) {
+        Ok(mut reader) => {
+            reader.read_to_end(&mut bytes).with_context(|| format!("cannot read '{name}'"))?
+        }
+        Err(error) if error.kind == crate::destination::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(serde_json::from_slice(&bytes).ok())
+}

@@ -1,0 +1,252 @@
+//! Gets content out of stored objects again: frame by frame, on all cores, every byte hashed.
+
+use std::io::{self, Read, Write};
+
+use anyhow::Context;
+use bk_manifest::digest::Hasher;
+use bk_manifest::entry::{At, Entry};
+use bk_manifest::sort::Sorter;
+use bk_manifest::spool::Entries;
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
+
+use crate::catalog::Folders;
+use crate::destination::Destination;
+
+/// Memory for the order of reading; more goes through temporary files.
+const ORDER_BUDGET: usize = 16 << 20;
+/// Compressed bytes that are read ahead and decoded together.
+const BATCH_BYTES: u64 = 8 << 20;
+/// Groups of files decoded together.
+const BATCH_GROUPS: usize = 64;
+/// Frames longer than this are decoded as a stream instead of in memory.
+const STREAMED_LENGTH: u64 = 4 << 20;
+/// Most that one shared frame group may decode to, in bytes: a bound against a hostile object.
+const DECODED_LIMIT: u64 = 64 << 20;
+
+/// What becomes of content that is read.
+///
+/// Called from several threads at once, for different entries.
+pub trait Receive: Sync {
+    /// Takes the bytes of one entry.
+    type Output: Write;
+
+    /// Begins an entry; `None` skips it.
+    ///
+    /// # Errors
+    /// What must end the whole reading, such as a full disk.
+    fn begin(&self, entry: &Entry) -> anyhow::Result<Option<Self::Output>>;
+
+    /// Ends an entry: its content came whole with its checksum, or `damage` says what is wrong.
+    ///
+    /// # Errors
+    /// What must end the whole reading.
+    fn end(&self, entry: &Entry, output: Self::Output, damage: Option<&str>) -> anyhow::Result<()>;
+}
+
+/// Which content is to be read, sorted by where it lies.
+pub struct Plan {
+    order: Sorter,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Plan { order: Sorter::new(ORDER_BUDGET) }
+    }
+}
+
+/// A group of entries that lie in the same bytes of one object.
+struct Group {
+    object: String,
+    /// Start and length in the object; `None` is all of it, uncompressed.
+    range: Option<(u64, u64)>,
+    entries: Vec<Entry>,
+}
+
+impl Plan {
+    /// Plans to read an entry's content. `place` is where [`Entries`] holds it.
+    ///
+    /// # Errors
+    /// A full disk under the temporary files; a place that the manifest's chain does not know.
+    pub fn push(&mut self, folders: &Folders, at: &At, place: u64) -> anyhow::Result<()> {
+        let object = folders.object(at.backup.as_deref(), &at.object)?;
+        let mut record = object.into_bytes();
+        record.push(0);
+        record.push(u8::from(at.offset.is_some()));
+        for number in [at.offset.unwrap_or(0), at.length.unwrap_or(0), at.skip.unwrap_or(0), place]
+        {
+            record.extend_from_slice(&number.to_be_bytes());
+        }
+        self.order.push(&record)
+    }
+
+    /// Reads all of it and hands it to `receive`.
+    ///
+    /// Damage of an entry is told to `receive` and does not end the reading.
+    ///
+    /// # Errors
+    /// Those of `receive` and of the temporary files; being stopped.
+    pub fn run<R: Receive>(
+        self,
+        destination: &dyn Destination,
+        entries: &Entries,
+        receive: &R,
+    ) -> anyhow::Result<()> {
+        let mut batch: Vec<Group> = Vec::new();
+        let mut batch_bytes = 0;
+        for record in self.order.finish()? {
+            bk_manifest::signal::check()?;
+            let (object, range, place) = parse(&record?)?;
+            let entry = entries.at(place)?;
+            let is_same = batch.last().is_some_and(|group| {
+                range.is_some() && group.range == range && group.object == object
+            });
+            if is_same && let Some(group) = batch.last_mut() {
+                group.entries.push(entry);
+                continue;
+            }
+            if batch_bytes >= BATCH_BYTES || batch.len() >= BATCH_GROUPS {
+                read_batch(destination, std::mem::take(&mut batch), receive)?;
+                batch_bytes = 0;
+            }
+            batch_bytes += range.map_or(0, |(_, length)| length.min(STREAMED_LENGTH));
+            batch.push(Group { object, range, entries: vec![entry] });
+        }
+        read_batch(destination, batch, receive)
+    }
+}
+
+type Record = (String, Option<(u64, u64)>, u64);
+
+fn parse(record: &[u8]) -> anyhow::Result<Record> {
+    let split = record.iter().position(|byte| *byte == 0).context("temporary file")?;
+    let object = String::from_utf8(record[..split].to_vec()).context("temporary file")?;
+    let rest = &record[split + 1..];
+    let number = |index: usize| {
+        rest[1 + index * 8..][..8].iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
+    };
+    let range = (rest[0] == 1).then(|| (number(0), number(1)));
+    Ok((object, range, number(3)))
+}
+
+fn read_batch<R: Receive>(
+    destination: &dyn Destination,
+    batch: Vec<Group>,
+    receive: &R,
+) -> anyhow::Result<()> {
+    batch.into_par_iter().try_for_each(|group| {
+        bk_manifest::signal::check()?;
+        read_group(destination, &group, receive)
+    })
+}
+
+fn read_group<R: Receive>(
+    destination: &dyn Destination,
+    group: &Group,
+    receive: &R,
+) -> anyhow::Result<()> {
+    match group.range {
+        Some((_, length)) if length <= STREAMED_LENGTH && group.entries.len() > 1 => {
+            read_shared(destination, group, receive)
+        }
+        _ => group.entries.iter().try_for_each(|entry| {
+            let open = || open(destination, &group.object, entry.at.as_ref());
+            match open() {
+                Ok(mut content) => deliver(entry, &mut content, receive),
+                Err(error) => deliver(entry, &mut Broken(format!("{error:#}")), receive),
+            }
+        }),
+    }
+}
+
+/// Small files that share their frames: read and decoded once.
+fn read_shared<R: Receive>(
+    destination: &dyn Destination,
+    group: &Group,
+    receive: &R,
+) -> anyhow::Result<()> {
+    let decode = || -> anyhow::Result<Vec<u8>> {
+        let range = group.range.map(|(start, length)| start..start.saturating_add(length));
+        let stored = destination.read(&group.object, range)?;
+        let mut decoded = Vec::new();
+        zstd::stream::read::Decoder::new(stored)?.take(DECODED_LIMIT).read_to_end(&mut decoded)?;
+        Ok(decoded)
+    };
+    let decoded = decode();
+    for entry in &group.entries {
+        let skip = entry.at.as_ref().and_then(|at| at.skip).unwrap_or(0);
+        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+        match &decoded {
+            Ok(bytes) => deliver(entry, &mut bytes.get(skip..).unwrap_or(&[]), receive)?,
+            Err(error) => deliver(entry, &mut Broken(format!("{error:#}")), receive)?,
+        }
+    }
+    Ok(())
+}
+
+/// Content that could not be opened: the error comes with the first read.
+struct Broken(String);
+
+impl Read for Broken {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::Error::other(self.0.clone()))
+    }
+}
+
+/// Opens the content of one entry at its first byte; it may go on behind the content's end.
+///
+/// # Errors
+/// Those of the destination; frames that end before the content begins.
+pub fn open<'a>(
+    destination: &'a dyn Destination,
+    object: &str,
+    at: Option<&At>,
+) -> anyhow::Result<Box<dyn Read + Send + 'a>> {
+    let Some((start, length)) = at.and_then(|at| Some((at.offset?, at.length?))) else {
+        return Ok(destination.read(object, None)?);
+    };
+    let stored = destination.read(object, Some(start..start.saturating_add(length)))?;
+    let mut content = zstd::stream::read::Decoder::new(stored).context("cannot decode")?;
+    let skip = at.and_then(|at| at.skip).unwrap_or(0);
+    let skipped =
+        io::copy(&mut content.by_ref().take(skip), &mut io::sink()).context("cannot decode")?;
+    anyhow::ensure!(skipped == skip, "the frames end before the content begins");
+    Ok(Box::new(content))
+}
+
+/// Copies one entry's content out, hashing it, and tells the receiver how it went.
+fn deliver<R: Receive>(entry: &Entry, content: &mut dyn Read, receive: &R) -> anyhow::Result<()> {
+    let Some(mut output) = receive.begin(entry)? else { return Ok(()) };
+    let size = entry.size.unwrap_or(0);
+    // An object that is this one file must end with it.
+    let is_whole = entry.at.as_ref().is_some_and(|at| at.offset.is_none());
+    let mut content = content.take(size.saturating_add(u64::from(is_whole)));
+    let mut hasher = Hasher::default();
+    let mut buffer = vec![0; usize::try_from(size.clamp(1, 256 << 10))?];
+    let damage = loop {
+        bk_manifest::signal::check()?;
+        match content.read(&mut buffer) {
+            Ok(0) => break None,
+            Ok(read) => {
+                hasher.update(&buffer[..read]);
+                output
+                    .write_all(&buffer[..read])
+                    .with_context(|| format!("cannot write '{}'", entry.path))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => break Some(format!("cannot be read: {error}")),
+        }
+    };
+    let (checksum, length) = hasher.finish();
+    let damage = damage.or_else(|| {
+        if length != size {
+            Some(format!("has {length} bytes instead of {size}"))
+        } else if entry.checksum.is_none() {
+            Some("has no checksum in the manifest".into())
+        } else if entry.checksum != Some(checksum) {
+            Some("does not have its checksum".into())
+        } else {
+            None
+        }
+    });
+    receive.end(entry, output, damage.as_deref())
+}

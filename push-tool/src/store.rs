@@ -1,0 +1,106 @@
+//! A destination that was marked as one: opened by the name that a user gives.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use bk_manifest::exit::{Exit, Failure, fail};
+use bk_manifest::path::escape;
+use serde::{Deserialize, Serialize};
+
+use crate::destination::{Created, Destination};
+use crate::local::Local;
+use crate::place::MARKER;
+
+/// How long a mark must have stood before prune deletes, unless `init` said otherwise.
+pub const DEFAULT_GRACE: Duration = Duration::from_hours(24);
+
+/// What the marker of a destination holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marker {
+    /// Tells this destination from every other.
+    pub id: String,
+    /// Seconds between prune's mark and its deletion.
+    pub grace_seconds: u64,
+}
+
+/// An open destination and its marker.
+pub struct Store {
+    /// Where objects are kept.
+    pub destination: Box<dyn Destination>,
+    /// What its marker says.
+    pub marker: Marker,
+}
+
+impl Store {
+    /// Opens a destination.
+    ///
+    /// # Errors
+    /// [`Exit::NoDestination`] if it or its marker is not there: an unmounted disk must not become a
+    /// folder on the root disk.
+    pub fn open(name: &str) -> anyhow::Result<Self> {
+        let destination = connect(name)?;
+        let missing = |what: &str| {
+            let name = escape(name.as_bytes());
+            Failure::new(Exit::NoDestination, format!("'{name}' {what}"))
+                .hint("is the disk mounted? is the name right?")
+                .hint(format!("for a new destination: bk-push init --to {name}"))
+        };
+        if destination.stat(MARKER)?.is_none() {
+            return Err(missing("is not there, or is no backup destination").into());
+        }
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut destination.read(MARKER, Some(0..65536))?, &mut text)
+            .context("cannot read the destination's marker")?;
+        let marker: Marker = serde_json::from_str(&text)
+            .map_err(|error| missing(&format!("has a marker that is malformed: {error}")))?;
+        Ok(Store { destination, marker })
+    }
+
+    /// Makes a destination: a folder with a marker.
+    ///
+    /// # Errors
+    /// [`Exit::NoDestination`] if the folder is not there (the one above it must be), those of the
+    /// file system.
+    pub fn init(name: &str, grace: Duration) -> anyhow::Result<(Self, Created)> {
+        let path = local_path(name)?;
+        if !path.is_dir() {
+            std::fs::create_dir(path).map_err(|error| {
+                fail(Exit::NoDestination, format!("cannot make '{}': {error}", path.display()))
+            })?;
+        }
+        let destination = connect(name)?;
+        let mut id = [0u8; 8];
+        rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
+            .context("cannot get random bytes")?;
+        let marker = Marker {
+            id: format!("{:016x}", u64::from_be_bytes(id)),
+            grace_seconds: grace.as_secs(),
+        };
+        let text = serde_json::to_string(&marker)? + "\n";
+        let created = destination.create(MARKER, text.as_bytes())?;
+        Ok((Store::open(name)?, created))
+    }
+
+    /// How long a mark must have stood before prune deletes.
+    pub fn grace(&self) -> Duration {
+        Duration::from_secs(self.marker.grace_seconds)
+    }
+}
+
+/// The destination of a name, not yet looked at.
+fn connect(name: &str) -> anyhow::Result<Box<dyn Destination>> {
+    Ok(Box::new(Local::new(local_path(name)?)))
+}
+
+fn local_path(name: &str) -> anyhow::Result<&Path> {
+    let is_remote = name.contains("://")
+        || name.split_once(':').is_some_and(|(host, _)| !host.contains('/') && !host.is_empty());
+    if name.is_empty() || is_remote {
+        let name = escape(name.as_bytes());
+        return Err(Failure::new(Exit::Usage, format!("'{name}' is not a local path"))
+            .hint("this version keeps backups in a folder; mount the disk or the share")
+            .into());
+    }
+    Ok(Path::new(name))
+}
