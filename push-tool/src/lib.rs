@@ -4,11 +4,23 @@
 //! name a user gives. [`catalog`] finds backups, [`read`] gets their content out again.
 
 pub mod catalog;
+pub mod cli;
+pub mod describe;
 pub mod destination;
+pub mod fetch;
+pub mod known;
+pub mod links;
+pub mod list;
 pub mod local;
 pub mod mark;
 pub mod outer;
+pub mod pack;
 pub mod partial;
 pub mod place;
+pub mod push;
 pub mod read;
+pub mod source;
 pub mod store;
+pub mod target;
+pub mod upload;
+pub mod volume;

@@ -1,0 +1,357 @@
+//! The command line of `bk-push`.
+
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use bk_manifest::exit::{ClosedPipe, Exit, Failure, fail};
+use bk_manifest::manifest::{Application, Header, Trailer};
+use bk_manifest::progress::Progress;
+use bk_manifest::shell::{Console, EXIT_CODES_HELP, Verbosity};
+use bk_manifest::spool::Document;
+use bk_manifest::stream::{Format, Reader, Writer};
+use bk_manifest::time::Time;
+use clap::{Parser, Subcommand, ValueEnum};
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+
+use crate::catalog::{BackupInfo, Catalog};
+use crate::destination::Created;
+use crate::fetch::{self, Occupied};
+use crate::store::Store;
+use crate::{list, mark, push};
+
+/// Store a backup at a destination: manifest in, manifest out
+///
+/// Without a command, the manifest on standard input is stored: its files first, then itself.
+#[derive(Debug, Parser)]
+#[command(name = "bk-push", version, after_help = EXIT_CODES_HELP, args_conflicts_with_subcommands = true)]
+pub struct Args {
+    #[command(flatten)]
+    verbosity: Verbosity,
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    push: PushArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a folder a backup destination
+    Init(InitArgs),
+    /// List the backups at a destination
+    List(ListArgs),
+    /// Print the manifest of a backup: the begin of a pipe
+    Manifest(ManifestArgs),
+    /// Restore the backup of the manifest on standard input into a folder
+    Fetch(FetchArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct PushArgs {
+    /// Destination to store to
+    #[arg(long, value_name = "DEST", env = "BACKUP_DESTINATION_PATH", hide_env_values = true)]
+    to: Option<String>,
+    /// Store everything, whatever the parent has
+    #[arg(long)]
+    full: bool,
+    /// Form of the stored manifest
+    #[arg(long, value_enum, default_value = "json", env = "BACKUP_MANIFEST_FORMAT")]
+    format: FormatArg,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FormatArg {
+    Json,
+    Yaml,
+}
+
+#[derive(Debug, clap::Args)]
+struct InitArgs {
+    /// Folder to make a destination; the one above it must be there
+    #[arg(long, value_name = "DEST", env = "BACKUP_DESTINATION_PATH")]
+    to: String,
+    /// How long prune waits between its mark and the removal: longer than any push takes
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = parse_duration)]
+    grace: Duration,
+}
+
+#[derive(Debug, clap::Args)]
+struct SeriesArgs {
+    /// Name of the application
+    #[arg(long, env = "BACKUP_APP")]
+    app: Option<String>,
+    /// Name of the series, where the application has several
+    #[arg(long)]
+    series: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+struct ListArgs {
+    /// Destination to look at
+    #[arg(long, value_name = "DEST", env = "BACKUP_DESTINATION_PATH")]
+    from: String,
+    #[command(flatten)]
+    series: SeriesArgs,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct ManifestArgs {
+    /// Id of the backup, or `latest`
+    id: String,
+    /// Destination to read from
+    #[arg(long, value_name = "DEST", env = "BACKUP_DESTINATION_PATH")]
+    from: String,
+    #[command(flatten)]
+    series: SeriesArgs,
+    /// Latest before this time (RFC 3339)
+    #[arg(long, value_name = "TIME")]
+    before: Option<Time>,
+    /// Print an empty manifest if the destination holds no backup yet
+    #[arg(long)]
+    or_none: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct FetchArgs {
+    /// Destination to read from
+    #[arg(long, value_name = "DEST", env = "BACKUP_DESTINATION_PATH")]
+    from: String,
+    /// Folder to restore into; empty or new
+    #[arg(long, value_name = "DIR")]
+    target: PathBuf,
+    /// Restore only paths that match (can be repeated); `*` stays within a folder, `**` does not
+    #[arg(long, value_name = "GLOB")]
+    path: Vec<String>,
+    /// Go on with a fetch of the same backup that was stopped
+    #[arg(long, conflicts_with = "into")]
+    resume: bool,
+    /// Restore into a folder that is not empty; what is replaced is put aside
+    #[arg(long)]
+    into: bool,
+}
+
+/// The part of the arguments that the shell needs.
+pub fn verbosity(args: &Args) -> &Verbosity {
+    &args.verbosity
+}
+
+/// Does what the arguments say.
+///
+/// # Errors
+/// Those of the step; their code is told by [`bk_manifest::exit::classify`].
+pub fn run(args: &Args, console: &Console) -> anyhow::Result<Exit> {
+    match &args.command {
+        None => run_push(&args.push, console),
+        Some(Command::Init(args)) => init(args, console),
+        Some(Command::List(args)) => run_list(args, console),
+        Some(Command::Manifest(args)) => manifest(args, console),
+        Some(Command::Fetch(args)) => run_fetch(args, console),
+    }
+}
+
+/// A time span: `90s`, `15m`, `24h`, `7d`.
+///
+/// # Errors
+/// A line that says what a span looks like.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let malformed = || "a time is a number and s, m, h or d".to_owned();
+    let unit = text.chars().last().ok_or_else(malformed)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        _ => return Err(malformed()),
+    };
+    let number: u64 = text[..text.len() - 1].parse().map_err(|_| malformed())?;
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(malformed)
+}
+
+fn run_push(args: &PushArgs, console: &Console) -> anyhow::Result<Exit> {
+    let to = args.to.as_deref().ok_or_else(|| {
+        Failure::new(Exit::Usage, "no destination was given").hint("say where to: --to DEST")
+    })?;
+    let format = match args.format {
+        FormatArg::Json => Format::Json,
+        FormatArg::Yaml => Format::Yaml,
+    };
+    let options = push::Options { full: args.full, format };
+    let input = console.input("bk-manifest new … | bk-manifest add … | bk-push --to DEST")?;
+    let reader = Reader::new(input)?;
+    let store = Store::open(to)?;
+    push::push(reader, console.output(), &store, options, console)
+}
+
+fn init(args: &InitArgs, console: &Console) -> anyhow::Result<Exit> {
+    let (store, created) = Store::init(&args.to, args.grace)?;
+    match created {
+        Created::New => console.note(&format!("'{}' is a backup destination now", args.to)),
+        Created::Taken if store.grace() == args.grace => {
+            console.note(&format!("'{}' is a backup destination already", args.to));
+        }
+        Created::Taken => {
+            let message = format!(
+                "'{}' is a backup destination already, with a grace time of {} s",
+                args.to,
+                store.grace().as_secs()
+            );
+            return Err(fail(Exit::Failed, message));
+        }
+    }
+    Ok(Exit::Done)
+}
+
+impl SeriesArgs {
+    /// The series that was named; none if no application was.
+    fn name(&self) -> anyhow::Result<Option<String>> {
+        match (&self.app, &self.series) {
+            (Some(app), Some(series)) => Ok(Some(format!("{app}/{series}"))),
+            (Some(app), None) => Ok(Some(app.clone())),
+            (None, None) => Ok(None),
+            (None, Some(_)) => Err(fail(Exit::Usage, "--series needs --app")),
+        }
+    }
+}
+
+/// Ids of the backups that prune has marked.
+fn marked_ids(store: &Store) -> anyhow::Result<BTreeSet<String>> {
+    Ok(mark::read_all(&*store.destination)?
+        .into_iter()
+        .flat_map(|placed| placed.mark.backups)
+        .collect())
+}
+
+fn run_list(args: &ListArgs, console: &Console) -> anyhow::Result<Exit> {
+    let store = Store::open(&args.from)?;
+    let catalog = Catalog::read(&*store.destination)?;
+    let series = args.series.name()?;
+    let backups: Vec<&BackupInfo> = catalog
+        .backups
+        .iter()
+        .filter(|backup| series.as_ref().is_none_or(|series| backup.series == *series))
+        .collect();
+    let marked = marked_ids(&store)?;
+    let mut output = io::stdout().lock();
+    let printed = if args.json {
+        list::json_lines(&mut output, &backups, &marked)
+    } else {
+        list::table(&mut output, &backups, &marked)
+    };
+    match printed.and_then(|()| output.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(ClosedPipe.into()),
+        result => result.context("cannot print the list")?,
+    }
+    for (object, error) in &catalog.unreadable {
+        console.warn(&format!("'{}' cannot be read: {error:#}", object.name));
+    }
+    Ok(if catalog.unreadable.is_empty() { Exit::Done } else { Exit::Malformed })
+}
+
+fn manifest(args: &ManifestArgs, console: &Console) -> anyhow::Result<Exit> {
+    let store = Store::open(&args.from)?;
+    let catalog = Catalog::read(&*store.destination)?;
+    for (object, error) in &catalog.unreadable {
+        console.warn(&format!("'{}' cannot be read: {error:#}", object.name));
+    }
+    let series = args.series.name()?;
+    let found = if args.id == "latest" {
+        let marked = marked_ids(&store)?;
+        let backups = catalog.series(series.as_deref())?;
+        let is_before = |backup: &&&BackupInfo| args.before.is_none_or(|time| backup.time < time);
+        backups.iter().rev().filter(is_before).find(|backup| !marked.contains(&backup.id)).copied()
+    } else {
+        catalog.find(&args.id)
+    };
+    let Some(found) = found else {
+        if args.or_none && args.id == "latest" && catalog.unreadable.is_empty() {
+            return none(console, args.series.app.as_deref());
+        }
+        let what = if args.id == "latest" { "no backup" } else { "no such backup" };
+        let name = store.destination.describe();
+        return Err(Failure::new(Exit::NotFound, format!("{what} at '{name}'"))
+            .hint(format!("see what is there: bk-push list --from {name}"))
+            .into());
+    };
+    let mut reader = Reader::new(store.destination.read(&found.manifest.name, None)?)?;
+    let mut header = reader.header().clone();
+    // What a stored document says of its run is not believed.
+    let run = bk_manifest::manifest::Run {
+        place: Some(found.manifest.name.clone()),
+        destination: Some(store.marker.id.clone()),
+        ..bk_manifest::manifest::Run::default()
+    };
+    header.set_run(&run);
+    let mut writer = Writer::new(console.output(), Format::Json, header)?;
+    bk_manifest::stream::copy_entries(&mut reader, &mut writer)?;
+    let (_, trailer) = reader.end()?;
+    writer.end(trailer.stored())?;
+    Ok(Exit::Done)
+}
+
+/// The empty document that stands for "no backup yet".
+fn none(console: &Console, app: Option<&str>) -> anyhow::Result<Exit> {
+    let application = Application { name: app.unwrap_or_default().to_owned(), version: None };
+    let header = Header::new(&application, None, &bk_manifest::manifest::Run::default());
+    Writer::new(console.output(), Format::Json, header)?.end(Trailer::default())?;
+    Ok(Exit::Done)
+}
+
+fn run_fetch(args: &FetchArgs, console: &Console) -> anyhow::Result<Exit> {
+    let options = fetch::Options {
+        target: args.target.clone(),
+        paths: globs(&args.path)?,
+        occupied: match (args.resume, args.into) {
+            (true, _) => Occupied::Resume,
+            (_, true) => Occupied::Into,
+            _ => Occupied::Refuse,
+        },
+        now: Time::now(),
+    };
+    let input = console
+        .input("bk-push manifest latest --from DEST | bk-push fetch --from DEST --target DIR")?;
+    let mut document = Document::read(input)?;
+    let store = Store::open(&args.from)?;
+    let exit = fetch::fetch(&mut document, &store, &options, console)?;
+    document.write(console.output(), Format::Json)?;
+    Ok(exit)
+}
+
+/// Patterns of paths; none for all.
+fn globs(patterns: &[String]) -> anyhow::Result<Option<GlobSet>> {
+    if patterns.is_empty() {
+        return Ok(None);
+    }
+    let mut globs = GlobSetBuilder::new();
+    for pattern in patterns {
+        let glob = GlobBuilder::new(pattern).literal_separator(true).build().map_err(|error| {
+            fail(Exit::Usage, format!("malformed pattern '{pattern}': {}", error.kind()))
+        })?;
+        globs.add(glob);
+    }
+    Ok(Some(globs.build()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn spans_have_units() {
+        assert_eq!(parse_duration("24h"), Ok(Duration::from_hours(24)));
+        assert_eq!(parse_duration("0s"), Ok(Duration::ZERO));
+        for bad in ["", "h", "5", "5 h", "-1h", "5ä"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+}

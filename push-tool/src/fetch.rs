@@ -1,0 +1,359 @@
+//! Brings a backup, or some of its paths, back into a folder. Every byte that is written is checked;
+//! on damage the rest is restored and what is lost is listed.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use anyhow::Context;
+use bk_manifest::atomic::{self, Existing};
+use bk_manifest::entry::{Entry, Kind};
+use bk_manifest::exit::{Exit, Failure, fail};
+use bk_manifest::left_out::LeftOut;
+use bk_manifest::manifest::HostPath;
+use bk_manifest::path::{OWN_FOLDER, RelPath};
+use bk_manifest::progress::{Progress, human_bytes};
+use bk_manifest::scan::{self, FETCH_MARKER, REPLACED_PREFIX};
+use bk_manifest::spool::Document;
+use bk_manifest::time::Time;
+use globset::GlobSet;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::catalog::{Folders, locate};
+use crate::read::{Plan, Receive};
+use crate::store::Store;
+use crate::target::{Target, UNFINISHED, UnfinishedFile};
+
+/// Names of lost files, and of strangers, that are shown one by one.
+const NAMES_SHOWN: usize = 50;
+
+/// What to do with a target that is not empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occupied {
+    /// Refuse it.
+    Refuse,
+    /// Go on with a fetch of the same backup.
+    Resume,
+    /// Restore into it; what is replaced is put aside.
+    Into,
+}
+
+/// What to fetch, and where to.
+pub struct Options {
+    /// The folder.
+    pub target: PathBuf,
+    /// The paths; `None` for all of them.
+    pub paths: Option<GlobSet>,
+    /// What to do if the folder is not empty.
+    pub occupied: Occupied,
+    /// The time, for the name of what is put aside.
+    pub now: Time,
+}
+
+impl Options {
+    fn selects(&self, path: &RelPath) -> bool {
+        self.paths.as_ref().is_none_or(|paths| paths.is_match(path.as_path()))
+    }
+}
+
+/// What fetch leaves in the target: which backup it is, and whether all of it is there.
+#[derive(Debug, Serialize, Deserialize)]
+struct FetchMarker {
+    backup: String,
+    total_checksum: String,
+    is_complete: bool,
+}
+
+/// Fetches what the options select, and notes it in the document.
+///
+/// # Errors
+/// [`Exit::Usage`] for a target that is in use, [`Exit::NotFound`] if nothing is selected; a full
+/// disk.
+pub fn fetch(
+    document: &mut Document,
+    store: &Store,
+    options: &Options,
+    progress: &dyn Progress,
+) -> anyhow::Result<Exit> {
+    let folder = locate(store, document)?;
+    let folders = Folders::new(&document.header, &folder)?;
+    let (mut files, mut bytes, mut others) = (0u64, 0u64, 0u64);
+    for entry in document.entries.iter() {
+        let entry = entry?;
+        if options.selects(&entry.path) {
+            if has_content(&entry, options) {
+                files += 1;
+                bytes += entry.size.unwrap_or(0);
+            } else {
+                others += 1;
+            }
+        }
+    }
+    if files + others == 0 && options.paths.is_some() {
+        return Err(fail(Exit::NotFound, "no path of the backup matches"));
+    }
+    let marker = FetchMarker {
+        backup: document.header.the_backup()?.id,
+        total_checksum: document
+            .trailer
+            .total_checksum()
+            .map(|s| s.to_string())
+            .unwrap_or_default(),
+        is_complete: false,
+    };
+    let target = prepare(options, &marker)?;
+    check_space(&target, bytes)?;
+    if !target.sets_owners() {
+        progress.warn("not running as root: owners are not restored");
+    }
+    progress.begin("fetching", Some(bytes));
+    let mut plan = Plan::default();
+    for place in document.entries.places() {
+        bk_manifest::signal::check()?;
+        let (place, entry) = place?;
+        if !options.selects(&entry.path) {
+            continue;
+        }
+        if entry.kind == Kind::Directory {
+            target.make_folders(entry.path.as_bytes()).with_context(|| cannot_write(&entry))?;
+        } else if has_content(&entry, options) {
+            let at =
+                entry.at.as_ref().with_context(|| format!("'{}' is not stored", entry.path))?;
+            plan.push(&folders, at, place)?;
+        }
+    }
+    let restore = Restore { target: &target, progress, lost: Mutex::new(Vec::new()) };
+    plan.run(&*store.destination, &document.entries, &restore)?;
+    let mut lost = restore.lost.into_inner().unwrap_or_default();
+    finish(document, options, &target, &mut lost)?;
+    if options.occupied != Occupied::Refuse {
+        list_strangers(document, &target, progress)?;
+    }
+    target.sync().context("cannot bring the target to the disk")?;
+    write_marker(&options.target, &FetchMarker { is_complete: lost.is_empty(), ..marker })?;
+    progress.end();
+    report(document, options, &target, &lost, files, bytes, progress)
+}
+
+/// Whether an entry's own content is to be written: a file, or a link whose first path is not
+/// fetched with it.
+fn has_content(entry: &Entry, options: &Options) -> bool {
+    match &entry.kind {
+        Kind::File => true,
+        Kind::Hardlink(first) => !options.selects(first),
+        _ => false,
+    }
+}
+
+fn cannot_write(entry: &Entry) -> String {
+    format!("cannot write '{}'", entry.path)
+}
+
+/// Makes sure that the target is there and may be written to.
+fn prepare(options: &Options, marker: &FetchMarker) -> anyhow::Result<Target> {
+    let path = &options.target;
+    let shown = path.display();
+    let refuse = |message: String| Failure::new(Exit::Usage, message);
+    atomic::create_folders(path, 0o700).with_context(|| format!("cannot make '{shown}'"))?;
+    let is_empty =
+        std::fs::read_dir(path).with_context(|| format!("cannot read '{shown}'"))?.next().is_none();
+    if path.join(scan::DESTINATION_MARKER).exists() {
+        return Err(refuse(format!("'{shown}' is a backup destination")).into());
+    }
+    let own = path.join(".bk");
+    let found: Option<FetchMarker> = std::fs::read(own.join(FETCH_MARKER))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    match (options.occupied, found) {
+        _ if is_empty => {}
+        (Occupied::Refuse, _) => {
+            return Err(refuse(format!("'{shown}' is not empty"))
+                .hint("to go on with a fetch that was stopped: --resume")
+                .hint("to restore into what is there, which is put aside where replaced: --into")
+                .into());
+        }
+        (Occupied::Resume, Some(found)) if found.backup == marker.backup => {}
+        (Occupied::Resume, _) => {
+            let message = format!("'{shown}' holds no stopped fetch of '{}'", marker.backup);
+            return Err(refuse(message).into());
+        }
+        (Occupied::Into, None) if std::fs::symlink_metadata(&own).is_ok() => {
+            let message = format!("'{shown}/.bk' has a name that bk keeps for itself");
+            return Err(refuse(message).into());
+        }
+        (Occupied::Into, _) => {}
+    }
+    let aside = match options.occupied {
+        Occupied::Refuse => None,
+        Occupied::Resume | Occupied::Into => {
+            let name = [REPLACED_PREFIX, options.now.format("%Y%m%dT%H%M%SZ").as_bytes()].concat();
+            Some(RelPath::new(name)?)
+        }
+    };
+    let target = Target::open(path, aside).with_context(|| format!("cannot open '{shown}'"))?;
+    target.make_folders(OWN_FOLDER).with_context(|| format!("cannot make '{shown}/.bk'"))?;
+    write_marker(path, marker)?;
+    Ok(target)
+}
+
+fn write_marker(target: &Path, marker: &FetchMarker) -> anyhow::Result<()> {
+    let path = target.join(".bk").join(FETCH_MARKER);
+    let text = serde_json::to_string(marker)? + "\n";
+    atomic::create(&path, text.as_bytes(), 0o600, Existing::Replace)
+        .with_context(|| format!("cannot write '{}'", path.display()))
+}
+
+fn check_space(target: &Target, bytes: u64) -> anyhow::Result<()> {
+    let space = rustix::fs::fstatvfs(target.root().as_fd()).map_err(io::Error::from)?;
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    if free < bytes {
+        let message = format!(
+            "'{}' has {} free, {} are needed",
+            target.root().path().display(),
+            human_bytes(free),
+            human_bytes(bytes)
+        );
+        return Err(fail(Exit::Failed, message));
+    }
+    Ok(())
+}
+
+/// Writes files as they are read.
+struct Restore<'a> {
+    target: &'a Target,
+    progress: &'a dyn Progress,
+    lost: Mutex<Vec<(RelPath, String)>>,
+}
+
+impl<'a> Receive for Restore<'a> {
+    type Output = UnfinishedFile<'a>;
+
+    fn begin(&self, entry: &Entry) -> anyhow::Result<Option<UnfinishedFile<'a>>> {
+        if self.target.has_content(entry) {
+            self.target.finish(entry).with_context(|| cannot_write(entry))?;
+            self.progress.advance(entry.size.unwrap_or(0), 1);
+            return Ok(None);
+        }
+        self.target.create(&entry.path).map(Some).with_context(|| cannot_write(entry))
+    }
+
+    fn end(
+        &self,
+        entry: &Entry,
+        output: UnfinishedFile<'a>,
+        damage: Option<&str>,
+    ) -> anyhow::Result<()> {
+        match damage {
+            None => output.commit(entry).with_context(|| cannot_write(entry))?,
+            Some(damage) => {
+                if let Ok(mut lost) = self.lost.lock() {
+                    lost.push((entry.path.clone(), damage.to_owned()));
+                }
+            }
+        }
+        self.progress.advance(entry.size.unwrap_or(0), 1);
+        Ok(())
+    }
+}
+
+/// Makes what is no file, and gives folders their attributes once nothing changes below them.
+fn finish(
+    document: &Document,
+    options: &Options,
+    target: &Target,
+    lost: &mut Vec<(RelPath, String)>,
+) -> anyhow::Result<()> {
+    let mut open: Vec<Entry> = Vec::new();
+    for entry in document.entries.iter() {
+        bk_manifest::signal::check()?;
+        let entry = entry?;
+        if !options.selects(&entry.path) {
+            continue;
+        }
+        while let Some(folder) = open.pop_if(|folder| entry.path.below(&folder.path).is_none()) {
+            target.finish(&folder).with_context(|| cannot_write(&folder))?;
+        }
+        if entry.kind == Kind::Directory {
+            open.push(entry);
+        } else if !has_content(&entry, options)
+            && let Err(error) = target.make_special(&entry)
+        {
+            lost.push((entry.path, error.to_string()));
+        }
+    }
+    while let Some(folder) = open.pop() {
+        target.finish(&folder).with_context(|| cannot_write(&folder))?;
+    }
+    Ok(())
+}
+
+/// Tells what is in the target and not in the backup; sweeps what a dead fetch left.
+fn list_strangers(
+    document: &Document,
+    target: &Target,
+    progress: &dyn Progress,
+) -> anyhow::Result<()> {
+    let mut entries = document.entries.iter().peekable();
+    let mut strangers = 0usize;
+    let mut swept = Vec::new();
+    let mut last: Option<RelPath> = None;
+    let options = scan::Options::default();
+    scan::scan(target.root(), &options, &mut LeftOut::default(), progress, &mut |found| {
+        while entries.next_if(|e| e.as_ref().is_ok_and(|e| e.path < found.path)).is_some() {}
+        if entries.peek().is_some_and(|e| e.as_ref().is_ok_and(|e| e.path == found.path)) {
+            return Ok(());
+        }
+        if found.path.file_name().starts_with(UNFINISHED.as_bytes()) {
+            swept.push(found.path);
+        } else if !last.as_ref().is_some_and(|last| found.path.below(last).is_some()) {
+            strangers += 1;
+            if strangers <= NAMES_SHOWN {
+                progress.warn(&format!("'{}' is not in the backup; it was left", found.path));
+            }
+            last = Some(found.path);
+        }
+        Ok(())
+    })?;
+    if strangers > NAMES_SHOWN {
+        progress.warn(&format!("{} more are not in the backup", strangers - NAMES_SHOWN));
+    }
+    for path in swept {
+        target.remove_unfinished(&path).with_context(|| format!("cannot remove '{path}'"))?;
+    }
+    Ok(())
+}
+
+fn report(
+    document: &mut Document,
+    options: &Options,
+    target: &Target,
+    lost: &[(RelPath, String)],
+    files: u64,
+    bytes: u64,
+    progress: &dyn Progress,
+) -> anyhow::Result<Exit> {
+    use std::os::unix::ffi::OsStrExt;
+    for (path, why) in lost.iter().take(NAMES_SHOWN) {
+        progress.warn(&format!("lost: '{path}' {why}"));
+    }
+    if !lost.is_empty() {
+        progress.warn(&format!("{} of {files} files could not be restored", lost.len()));
+    }
+    if target.replaced() > 0 {
+        progress
+            .warn(&format!("{} paths that were replaced are in .bk-replaced-*", target.replaced()));
+    }
+    let shown = options.target.display();
+    progress.note(&format!("fetched {files} files, {}, into '{shown}'", human_bytes(bytes)));
+    let path = std::path::absolute(&options.target)?;
+    let mut run = document.header.run()?;
+    run.extra.insert("fetched".into(), json!(HostPath(path.as_os_str().as_bytes().to_vec())));
+    document.header.set_run(&run);
+    let mine = if lost.is_empty() { Exit::Done } else { Exit::Partial };
+    let exit = document.trailer.exit()?.worse(mine);
+    let mut end_run = document.trailer.run()?;
+    end_run.code = exit.code();
+    document.trailer.set_run(&end_run);
+    Ok(exit)
+}

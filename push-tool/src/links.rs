@@ -1,0 +1,127 @@
+//! Hard links: each repeats checksum and place of its first path, which may be any distance away.
+
+use bk_manifest::entry::{Entry, Kind};
+use bk_manifest::path::RelPath;
+use bk_manifest::sort::Sorter;
+use bk_manifest::spool::{Entries, Spool};
+
+/// Memory for hard links on their way; more goes through temporary files.
+const BUDGET: usize = 8 << 20;
+
+/// Gives every hard link the checksum, size and place of its first path.
+///
+/// A link whose first path was left out is left out with it; returns those.
+///
+/// # Errors
+/// A full disk under the temporary files.
+pub fn resolve(entries: Entries) -> anyhow::Result<(Entries, Vec<RelPath>)> {
+    // Links in the order of their first paths, to be met while reading the entries once …
+    let mut by_target = Sorter::new(BUDGET);
+    for entry in entries.iter() {
+        let entry = entry?;
+        if let Kind::Hardlink(target) = &entry.kind {
+            by_target.push(&pair(&target.sort_key(), &entry.path.sort_key()))?;
+        }
+    }
+    if by_target.is_empty() {
+        return Ok((entries, Vec::new()));
+    }
+    // … and then in their own order, with the place of the first path's entry.
+    let mut by_path = Sorter::new(BUDGET);
+    let mut links = by_target.finish()?.peekable();
+    for place in entries.places() {
+        let (place, entry) = place?;
+        let key = entry.path.sort_key();
+        while let Some(record) =
+            links.next_if(|record| record.as_ref().is_ok_and(|record| unpair(record).0 <= &key[..]))
+        {
+            let record = record?;
+            let (target, link) = unpair(&record);
+            if target == key && entry.is_file() {
+                by_path.push(&pair(link, &place.to_be_bytes()))?;
+            }
+        }
+    }
+    let mut resolved = by_path.finish()?.peekable();
+    let mut out = Spool::new()?;
+    let mut orphans = Vec::new();
+    for entry in entries.iter() {
+        let mut entry = entry?;
+        if matches!(entry.kind, Kind::Hardlink(_)) {
+            let key = entry.path.sort_key();
+            let is_mine = |record: &anyhow::Result<Vec<u8>>| {
+                record.as_ref().is_ok_and(|record| unpair(record).0 == &key[..])
+            };
+            let Some(record) = resolved.next_if(is_mine) else {
+                orphans.push(entry.path);
+                continue;
+            };
+            let record = record?;
+            let place = unpair(&record).1.iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
+            repeat(&mut entry, &entries.at(place)?);
+        }
+        out.push(&entry)?;
+    }
+    Ok((out.finish()?, orphans))
+}
+
+/// A hard link has no content or attributes of its own; it repeats them, so that it can be restored
+/// without its first path.
+fn repeat(link: &mut Entry, first: &Entry) {
+    link.checksum = first.checksum;
+    link.at = first.at.as_ref().map(|at| crate::known::refer(at, first, link));
+    (link.mode, link.owner) = (first.mode, first.owner);
+    (link.mtime, link.ctime, link.inode) = (first.mtime, first.ctime, first.inode);
+    link.size = first.size;
+}
+
+/// Two byte strings of which neither holds two zero bytes in a row before its end … but numbers do,
+/// so the first one's length leads back.
+fn pair(first: &[u8], second: &[u8]) -> Vec<u8> {
+    let mut record = first.to_vec();
+    record.extend_from_slice(&[0, 0]);
+    record.extend_from_slice(second);
+    record.extend_from_slice(&u32::try_from(first.len()).unwrap_or(u32::MAX).to_be_bytes());
+    record
+}
+
+fn unpair(record: &[u8]) -> (&[u8], &[u8]) {
+    let (rest, length) = record.split_at(record.len().saturating_sub(4));
+    let length = length.iter().fold(0, |n, byte| n << 8 | usize::from(*byte)).min(rest.len());
+    (&rest[..length], rest.get(length + 2..).unwrap_or(&[]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bk_manifest::digest::Digest;
+    use bk_manifest::entry::At;
+
+    #[test]
+    fn links_get_what_their_first_path_has() {
+        let mut spool = Spool::new().unwrap();
+        let mut first = Entry::new(RelPath::new("a/x").unwrap());
+        first.set_content(Digest::of(b"1"), 1);
+        first.at = Some(At {
+            object: "o".into(),
+            offset: Some(1),
+            length: Some(2),
+            skip: Some(3),
+            ..At::default()
+        });
+        spool.push(&first).unwrap();
+        for (path, target) in [("a/y", "a/x"), ("b", "gone"), ("c", "a/x")] {
+            let mut link = Entry::new(RelPath::new(path).unwrap());
+            link.kind = Kind::Hardlink(RelPath::new(target).unwrap());
+            spool.push(&link).unwrap();
+        }
+        let (entries, orphans) = resolve(spool.finish().unwrap()).unwrap();
+        let entries: Vec<Entry> = entries.iter().map(Result::unwrap).collect();
+        assert_eq!(entries.len(), 3);
+        assert_eq!(orphans, [RelPath::new("b").unwrap()]);
+        for link in &entries[1..] {
+            assert_eq!(link.checksum, first.checksum);
+            assert_eq!(link.at.as_ref().unwrap().member.as_deref(), Some(&b"a/x"[..]));
+        }
+    }
+}

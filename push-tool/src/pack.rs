@@ -1,0 +1,693 @@
+//! One pass over the data: files are read, hashed, compressed and stored at once, on all cores.
+//!
+//! Small files go in waves: read and hashed in parallel, told apart from known content in order,
+//! gathered into frames that are compressed in parallel. While a wave is computed, the upload
+//! thread stores the one before. Large files are streamed frame by frame. Entries leave in the
+//! order they came.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io::{self, Read};
+
+use anyhow::Context;
+use bk_manifest::beneath::{Cursor, Root};
+use bk_manifest::digest::{Digest, Hasher};
+use bk_manifest::entry::{At, Entry, Kind};
+use bk_manifest::exit::{Exit, Failure, fail};
+use bk_manifest::left_out::{LeftOut, Reason};
+use bk_manifest::manifest::SourceKind;
+use bk_manifest::progress::Progress;
+use bk_manifest::spool::Spool;
+use rayon::iter::{IndexedParallelIterator, IntoParallelRefIterator, ParallelIterator};
+use rayon::slice::{ParallelSlice, ParallelSliceMut};
+
+use crate::known::{KnownContent, Usable, refer};
+use crate::place;
+use crate::source::{Located, NotTaken, OpenFile, SmallFile, Sources, hash, read_small};
+use crate::upload::Uploader;
+use crate::volume::{self, FRAME_BYTES, Frame, SeekTable, VOLUME_BYTES, VOLUME_ENTRIES};
+
+/// Files of at least this many bytes are streamed instead of held in memory.
+pub const LARGE_BYTES: u64 = 2 << 20;
+/// A small file that grew beyond this while it was read is cut there and reported as changed.
+const SMALL_LIMIT: u64 = 4 * LARGE_BYTES;
+/// Bytes of small files in a wave, for each thread.
+const WAVE_BYTES: u64 = 4 << 20;
+/// Entries in a wave.
+const WAVE_ITEMS: usize = 4096;
+/// Neighbouring files that one thread reads: they share their folder.
+const READ_RUN: usize = 32;
+
+/// What a pass has done.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    /// Bytes of content that were read and stored.
+    pub stored: u64,
+    /// Bytes of content that were at the destination already.
+    pub inherited: u64,
+}
+
+/// What a packer works with.
+pub struct Tools<'a> {
+    /// Where files are.
+    pub sources: &'a Sources,
+    /// Objects that entries may refer to.
+    pub usable: &'a Usable,
+    /// Objects of this push that turned out to be marked or gone.
+    pub lost: &'a BTreeSet<String>,
+    /// Where objects go.
+    pub uploader: &'a Uploader,
+    /// Who is told.
+    pub progress: &'a dyn Progress,
+}
+
+/// Makes objects of files, and entries that say where the files lie.
+pub struct Packer<'a> {
+    tools: Tools<'a>,
+    known: &'a mut KnownContent,
+    /// The entries that are done, in order.
+    out: Spool,
+    wave: Vec<Item>,
+    wave_bytes: u64,
+    volume: Option<OpenVolume>,
+    last_volume: &'a mut u32,
+    /// What could not be taken.
+    left_out: LeftOut,
+    /// The components that it belongs to.
+    partial: BTreeSet<String>,
+    totals: Totals,
+}
+
+struct OpenVolume {
+    object: String,
+    offset: u64,
+    entries: Spool,
+    count: u64,
+    table: SeekTable,
+}
+
+/// An entry of the wave.
+struct Item {
+    entry: Entry,
+    fate: Fate,
+}
+
+/// What becomes of an entry.
+enum Fate {
+    /// It needs nothing more.
+    Done,
+    /// Its file is to be read.
+    Unread,
+    /// Its file was read.
+    Read(SmallFile),
+    /// It could not be taken.
+    NotTaken(NotTaken),
+    /// Its content lies there already.
+    Known(At),
+    /// Its content is that of an earlier item of the wave.
+    Same(usize),
+    /// Its content goes into the wave's frames.
+    New(SmallFile),
+}
+
+/// What a packer leaves.
+pub struct Packed {
+    /// The entries, in order, each with its `at`.
+    pub entries: bk_manifest::spool::Entries,
+    /// What could not be taken.
+    pub left_out: LeftOut,
+    /// The components that it belongs to.
+    pub partial: BTreeSet<String>,
+    /// Bytes.
+    pub totals: Totals,
+}
+
+impl<'a> Packer<'a> {
+    /// Starts with nothing; volumes are numbered on from `last_volume`.
+    ///
+    /// # Errors
+    /// If no temporary file can be made.
+    pub fn new(
+        tools: Tools<'a>,
+        known: &'a mut KnownContent,
+        last_volume: &'a mut u32,
+    ) -> anyhow::Result<Self> {
+        Ok(Packer {
+            tools,
+            known,
+            out: Spool::new()?,
+            wave: Vec::new(),
+            wave_bytes: 0,
+            volume: None,
+            last_volume,
+            left_out: LeftOut::default(),
+            partial: BTreeSet::new(),
+            totals: Totals::default(),
+        })
+    }
+
+    /// Takes the next entry.
+    ///
+    /// # Errors
+    /// An entry that no source covers; what ends the storing.
+    pub fn entry(&mut self, mut entry: Entry) -> anyhow::Result<()> {
+        bk_manifest::signal::check()?;
+        if !entry.is_file() {
+            // A hard link gets its checksum and place from its first path, in the end.
+            entry.at = None;
+            return self.queue(entry, Fate::Done, 0);
+        }
+        if let Some(at) = &entry.at {
+            let is_there = match &at.backup {
+                Some(backup) => self.tools.usable.get(backup, &at.object).is_some(),
+                None => !self.tools.lost.contains(&at.object),
+            };
+            if is_there && entry.checksum.is_some() {
+                self.totals.inherited += entry.size.unwrap_or(0);
+                self.tools.progress.advance(0, 1);
+                return self.queue(entry, Fate::Done, 0);
+            }
+            entry.at = None;
+        }
+        let located = self.tools.sources.locate(&entry).ok_or_else(|| {
+            Failure::new(
+                Exit::Failed,
+                format!("no source of this run holds '{}', which has to be stored", entry.path),
+            )
+            .hint("push in the pipe that made the manifest; bk-push copy moves backups")
+        })?;
+        if located.kind == SourceKind::Stage {
+            self.flush()?;
+            self.close_volume()?;
+            return self.plain(entry);
+        }
+        let size = entry.size.unwrap_or(0);
+        if size >= LARGE_BYTES {
+            self.flush()?;
+            return self.large(entry);
+        }
+        self.queue(entry, Fate::Unread, size)
+    }
+
+    fn queue(&mut self, entry: Entry, fate: Fate, size: u64) -> anyhow::Result<()> {
+        self.wave.push(Item { entry, fate });
+        self.wave_bytes += size;
+        let limit = WAVE_BYTES * rayon::current_num_threads() as u64;
+        if self.wave_bytes >= limit || self.wave.len() >= WAVE_ITEMS {
+            self.flush()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Ends the pass.
+    ///
+    /// # Errors
+    /// What ends the storing.
+    pub fn finish(mut self) -> anyhow::Result<Packed> {
+        self.flush()?;
+        self.close_volume()?;
+        Ok(Packed {
+            entries: self.out.finish()?,
+            left_out: self.left_out,
+            partial: self.partial,
+            totals: self.totals,
+        })
+    }
+
+    /// Works off the wave.
+    fn flush(&mut self) -> anyhow::Result<()> {
+        let mut wave = std::mem::take(&mut self.wave);
+        self.wave_bytes = 0;
+        let sources = self.tools.sources;
+        wave.par_chunks_mut(READ_RUN).for_each(|items| read_items(sources, items));
+        let frames = self.tell_apart(&mut wave)?;
+        let items = &wave;
+        let compressed: Vec<(Frame, Vec<u64>)> = frames
+            .par_iter()
+            .with_max_len(1)
+            .map(|members| make_frame(items, members))
+            .collect::<anyhow::Result<_>>()?;
+        let mut places: HashMap<usize, At> = HashMap::new();
+        for ((frame, skips), members) in compressed.into_iter().zip(&frames) {
+            self.tools.uploader.renew()?;
+            let volume = self.open_volume()?;
+            let at = At {
+                object: volume.object.clone(),
+                offset: Some(volume.offset),
+                length: Some(frame.bytes.len() as u64),
+                ..At::default()
+            };
+            for (member, skip) in members.iter().zip(skips) {
+                let at = At { skip: Some(skip), ..at.clone() };
+                volume
+                    .entries
+                    .push(&Entry { at: Some(at.clone()), ..wave[*member].entry.clone() })?;
+                volume.count += 1;
+                places.insert(*member, at);
+            }
+            self.write_frame(frame)?;
+            self.close_full_volume()?;
+        }
+        let firsts: Vec<Option<Entry>> = wave
+            .iter()
+            .map(|item| match item.fate {
+                Fate::Same(first) => Some(wave[first].entry.clone()),
+                _ => None,
+            })
+            .collect();
+        for (number, (item, first)) in wave.into_iter().zip(firsts).enumerate() {
+            self.finish_item(number, item, first.as_ref(), &places)?;
+        }
+        Ok(())
+    }
+
+    /// Decides, in order, which content is new, and gathers it into frames.
+    fn tell_apart(&mut self, wave: &mut [Item]) -> anyhow::Result<Vec<Vec<usize>>> {
+        let mut frames: Vec<Vec<usize>> = Vec::new();
+        let mut frame_bytes = FRAME_BYTES;
+        let mut first_with: HashMap<Digest, usize> = HashMap::new();
+        for (number, item) in wave.iter_mut().enumerate() {
+            let Fate::Read(file) = &item.fate else { continue };
+            let (digest, size) = (file.digest, file.bytes.len());
+            let has_changed = file.has_changed;
+            if has_changed {
+                self.report_changed(&item.entry);
+            }
+            let fate = if let Some(first) = first_with.get(&digest) {
+                Fate::Same(*first)
+            } else if let Some(at) = self.find_known(&digest, size as u64, &item.entry)? {
+                Fate::Known(at)
+            } else {
+                let Fate::Read(file) = std::mem::replace(&mut item.fate, Fate::Done) else {
+                    continue;
+                };
+                first_with.insert(digest, number);
+                if frame_bytes >= FRAME_BYTES {
+                    frames.push(Vec::new());
+                    frame_bytes = 0;
+                }
+                frame_bytes += size + 512;
+                if let Some(frame) = frames.last_mut() {
+                    frame.push(number);
+                }
+                Fate::New(file)
+            };
+            item.fate = fate;
+        }
+        Ok(frames)
+    }
+
+    fn find_known(
+        &mut self,
+        digest: &Digest,
+        size: u64,
+        entry: &Entry,
+    ) -> anyhow::Result<Option<At>> {
+        let at = self.known.find(digest, size, entry)?;
+        Ok(at.filter(|at| match &at.backup {
+            Some(backup) => self.tools.usable.get(backup, &at.object).is_some(),
+            None => !self.tools.lost.contains(&at.object),
+        }))
+    }
+
+    fn finish_item(
+        &mut self,
+        number: usize,
+        item: Item,
+        first: Option<&Entry>,
+        places: &HashMap<usize, At>,
+    ) -> anyhow::Result<()> {
+        let mut entry = item.entry;
+        let size = entry.size.unwrap_or(0);
+        match item.fate {
+            Fate::Done => {
+                self.out.push(&entry)?;
+                return Ok(());
+            }
+            Fate::NotTaken(not_taken) => {
+                self.leave_out(&entry, &not_taken);
+                return Ok(());
+            }
+            Fate::Unread | Fate::Read(_) => anyhow::bail!("'{}' was passed over", entry.path),
+            Fate::Known(at) => {
+                self.totals.inherited += size;
+                entry.at = Some(at);
+            }
+            Fate::Same(place) => {
+                self.totals.inherited += size;
+                entry.at = match (places.get(&place), first) {
+                    (Some(at), Some(first)) => Some(refer(at, first, &entry)),
+                    _ => anyhow::bail!("'{}' lost its content", entry.path),
+                };
+            }
+            Fate::New(_) => {
+                self.totals.stored += size;
+                entry.at = places.get(&number).cloned();
+                self.known.add(&entry)?;
+            }
+        }
+        self.tools.progress.advance(size, 1);
+        self.out.push(&entry)?;
+        Ok(())
+    }
+
+    fn leave_out(&mut self, entry: &Entry, why: &NotTaken) {
+        if why.reason.is_fault() {
+            self.tools.progress.warn(&format!("cannot read '{}': {}", entry.path, why.error));
+            self.partial.insert(entry.component().to_owned());
+        }
+        self.left_out.add(why.reason, &entry.path);
+    }
+
+    fn report_changed(&mut self, entry: &Entry) {
+        self.tools.progress.warn(&format!("'{}' changed while it was read", entry.path));
+        self.left_out.add(Reason::ChangedWhileRead, &entry.path);
+        self.partial.insert(entry.component().to_owned());
+    }
+
+    fn open_volume(&mut self) -> anyhow::Result<&mut OpenVolume> {
+        if self.volume.is_none() {
+            *self.last_volume += 1;
+            let object = volume::name(*self.last_volume);
+            self.tools.uploader.open(&object)?;
+            self.volume = Some(OpenVolume {
+                object,
+                offset: 0,
+                entries: Spool::new()?,
+                count: 0,
+                table: SeekTable::default(),
+            });
+        }
+        self.volume.as_mut().context("a volume was just opened")
+    }
+
+    fn write_frame(&mut self, frame: Frame) -> anyhow::Result<()> {
+        let volume = self.open_volume()?;
+        volume.table.add(&frame);
+        volume.offset += frame.bytes.len() as u64;
+        Ok(self.tools.uploader.write(frame.bytes)?)
+    }
+
+    fn close_full_volume(&mut self) -> anyhow::Result<()> {
+        let is_full = self
+            .volume
+            .as_ref()
+            .is_some_and(|volume| volume.offset >= VOLUME_BYTES || volume.count >= VOLUME_ENTRIES);
+        if is_full { self.close_volume() } else { Ok(()) }
+    }
+
+    fn close_volume(&mut self) -> anyhow::Result<()> {
+        if self.volume.is_none() {
+            return Ok(());
+        }
+        self.write_frame(volume::frame(&volume::end_of_archive())?)?;
+        if let Some(volume) = self.volume.take() {
+            self.tools.uploader.write(volume.table.finish())?;
+            self.tools.uploader.close(volume.entries)?;
+        }
+        Ok(())
+    }
+
+    /// Stores a file that is streamed.
+    fn large(&mut self, mut entry: Entry) -> anyhow::Result<()> {
+        let sources = self.tools.sources;
+        let located = locate(sources, &entry)?;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let open = match OpenFile::open(&located, &mut Cursor::new(located.root)) {
+                Ok(open) => open,
+                Err(why) => {
+                    self.leave_out(&entry, &why);
+                    return Ok(());
+                }
+            };
+            open.describe(&mut entry);
+            if self.known.may_know_size(open.size())? {
+                let (digest, size) = hash(&open.file)?;
+                if open.is_unchanged()?
+                    && let Some(at) = self.find_known(&digest, size, &entry)?
+                {
+                    entry.set_content(digest, size);
+                    entry.at = Some(at);
+                    self.totals.inherited += size;
+                    self.tools.progress.advance(size, 1);
+                    self.out.push(&entry)?;
+                    return Ok(());
+                }
+            }
+            let streamed = self.stream(&open, &entry)?;
+            let is_unchanged = streamed.error.is_none() && open.is_unchanged().unwrap_or(false);
+            if !is_unchanged && tries == 1 {
+                continue;
+            }
+            if let Some(error) = streamed.error {
+                let is_short = error.kind() == io::ErrorKind::UnexpectedEof;
+                let reason = if is_short { Reason::ChangedWhileRead } else { Reason::Unreadable };
+                self.leave_out(&entry, &NotTaken { reason, error });
+                return Ok(());
+            }
+            if !is_unchanged {
+                self.report_changed(&entry);
+            }
+            entry.set_content(streamed.digest, open.size());
+            entry.at = Some(streamed.at);
+            self.totals.stored += open.size();
+            if let Some(volume) = &mut self.volume {
+                volume.entries.push(&entry)?;
+                volume.count += 1;
+            }
+            self.known.add(&entry)?;
+            self.out.push(&entry)?;
+            self.tools.progress.advance(0, 1);
+            return self.close_full_volume();
+        }
+    }
+
+    /// Streams a member into the volume. Whatever happens to the file, the tar stays a tar: what is
+    /// missing of the announced size is filled with zeros, and no entry refers to them.
+    fn stream(&mut self, open: &OpenFile, entry: &Entry) -> anyhow::Result<Streamed> {
+        let size = open.size();
+        let header = volume::header(entry, size)?;
+        let volume = self.open_volume()?;
+        let (object, offset) = (volume.object.clone(), volume.offset);
+        let skip = header.len() as u64;
+        let chunk_bytes = FRAME_BYTES * rayon::current_num_threads().clamp(2, 16);
+        let mut hasher = Hasher::default();
+        let mut source = Remaining { file: &open.file, left: size, error: None };
+        let (mut chunk, mut start) = (header, skip);
+        source.read(&mut chunk, chunk_bytes);
+        loop {
+            bk_manifest::signal::check()?;
+            if source.left == 0 {
+                chunk.resize(chunk.len() + volume::padding(size), 0);
+            }
+            let is_last = source.left == 0;
+            let content_end =
+                if is_last { chunk.len() - volume::padding(size) } else { chunk.len() };
+            let content = &chunk[usize::try_from(start)?..content_end];
+            let (next, ((), frames)) = rayon::join(
+                || {
+                    let mut next = Vec::new();
+                    source.read(&mut next, chunk_bytes);
+                    next
+                },
+                || {
+                    rayon::join(
+                        || hasher.update(content),
+                        || {
+                            chunk
+                                .par_chunks(FRAME_BYTES)
+                                .map(volume::frame)
+                                .collect::<io::Result<Vec<_>>>()
+                        },
+                    )
+                },
+            );
+            for frame in frames? {
+                self.write_frame(frame)?;
+            }
+            self.tools.progress.advance(content.len() as u64, 0);
+            if is_last {
+                break;
+            }
+            (chunk, start) = (next, 0);
+        }
+        let length = self.open_volume()?.offset - offset;
+        let at = At {
+            object,
+            offset: Some(offset),
+            length: Some(length),
+            skip: Some(skip),
+            ..At::default()
+        };
+        Ok(Streamed { at, digest: hasher.finish().0, error: source.error })
+    }
+
+    /// Stores a dump or an archive as an object of its own.
+    fn plain(&mut self, mut entry: Entry) -> anyhow::Result<()> {
+        let located = locate(self.tools.sources, &entry)?;
+        if let (Some(checksum), Some(size)) = (entry.checksum, entry.size)
+            && let Some(at) = self.find_known(&checksum, size, &entry)?
+        {
+            self.totals.inherited += size;
+            entry.at = Some(at);
+            self.out.push(&entry)?;
+            return Ok(());
+        }
+        let unreadable = |error: io::Error| {
+            let message = format!("cannot read the staged '{}': {error}", entry.path);
+            fail(Exit::Failed, message)
+        };
+        let mut open = OpenFile::open(&located, &mut Cursor::new(located.root))
+            .map_err(|why| unreadable(why.error))?;
+        let object = plain_object(&entry);
+        self.tools.uploader.open(&object)?;
+        let mut hasher = Hasher::default();
+        loop {
+            bk_manifest::signal::check()?;
+            let mut chunk = Vec::with_capacity(FRAME_BYTES);
+            let read = (&mut open.file)
+                .take(FRAME_BYTES as u64)
+                .read_to_end(&mut chunk)
+                .map_err(unreadable)?;
+            if read == 0 {
+                break;
+            }
+            hasher.update(&chunk);
+            self.tools.progress.advance(read as u64, 0);
+            self.tools.uploader.write(chunk)?;
+        }
+        let (digest, size) = hasher.finish();
+        if entry.checksum.is_some_and(|checksum| checksum != digest) {
+            let message = format!("the staged '{}' is not what was dumped", entry.path);
+            return Err(fail(Exit::Damaged, message));
+        }
+        entry.set_content(digest, size);
+        entry.at = Some(At { object, ..At::default() });
+        let mut entries = Spool::new()?;
+        entries.push(&entry)?;
+        self.tools.uploader.close(entries)?;
+        self.totals.stored += size;
+        self.known.add(&entry)?;
+        self.out.push(&entry)?;
+        self.tools.progress.advance(0, 1);
+        Ok(())
+    }
+}
+
+/// What streaming a large file gave.
+struct Streamed {
+    at: At,
+    digest: Digest,
+    /// Why not all of the announced bytes could be read.
+    error: Option<io::Error>,
+}
+
+/// The announced bytes of a file; after an error they are zeros.
+struct Remaining<'a> {
+    file: &'a std::fs::File,
+    left: u64,
+    error: Option<io::Error>,
+}
+
+impl Remaining<'_> {
+    /// Appends up to `length` bytes to `chunk`, fewer only at the announced end.
+    fn read(&mut self, chunk: &mut Vec<u8>, length: usize) {
+        let due = usize::try_from(self.left.min(length as u64)).unwrap_or(length);
+        let filled = chunk.len() + due;
+        if self.error.is_none() {
+            match self.file.take(due as u64).read_to_end(chunk) {
+                Ok(_) if chunk.len() < filled => {
+                    self.error =
+                        Some(io::Error::new(io::ErrorKind::UnexpectedEof, "became shorter"));
+                }
+                Ok(_) => {}
+                Err(error) => self.error = Some(error),
+            }
+        }
+        chunk.resize(filled, 0);
+        self.left -= due as u64;
+    }
+}
+
+fn locate<'a>(sources: &'a Sources, entry: &Entry) -> anyhow::Result<Located<'a>> {
+    sources.locate(entry).with_context(|| format!("no source of this run holds '{}'", entry.path))
+}
+
+/// Reads the files of neighbouring items.
+fn read_items(sources: &Sources, items: &mut [Item]) {
+    let mut cursor: Option<(&Root, Cursor<'_>)> = None;
+    for item in items {
+        if !matches!(item.fate, Fate::Unread) || bk_manifest::signal::caught().is_some() {
+            continue;
+        }
+        let Some(located) = sources.locate(&item.entry) else { continue };
+        if !cursor.as_ref().is_some_and(|(root, _)| std::ptr::eq(*root, located.root)) {
+            cursor = Some((located.root, Cursor::new(located.root)));
+        }
+        let Some((_, cursor)) = &mut cursor else { continue };
+        item.fate = match read_small(&located, cursor, &mut item.entry, SMALL_LIMIT) {
+            Ok(file) => Fate::Read(file),
+            Err(why) => Fate::NotTaken(why),
+        };
+    }
+}
+
+/// Builds and compresses a frame; returns it with the bytes before each member's content.
+fn make_frame(items: &[Item], members: &[usize]) -> anyhow::Result<(Frame, Vec<u64>)> {
+    let mut bytes = Vec::with_capacity(FRAME_BYTES + FRAME_BYTES / 4);
+    let mut skips = Vec::with_capacity(members.len());
+    for member in members {
+        let item = &items[*member];
+        let Fate::New(file) = &item.fate else { continue };
+        let size = file.bytes.len() as u64;
+        let header = volume::header(&item.entry, size)
+            .with_context(|| format!("cannot archive '{}'", item.entry.path))?;
+        bytes.extend_from_slice(&header);
+        skips.push(bytes.len() as u64);
+        bytes.extend_from_slice(&file.bytes);
+        bytes.resize(bytes.len() + volume::padding(size), 0);
+    }
+    Ok((volume::frame(&bytes)?, skips))
+}
+
+/// The object of a dump or an archive: its path without `.bk/`. A component's only file that is
+/// named after it lies at the folder's root: `config.tar.zst`, not `config/config.tar.zst`.
+fn plain_object(entry: &Entry) -> String {
+    let path = String::from_utf8_lossy(entry.path.as_bytes());
+    let object = path.strip_prefix(".bk/").unwrap_or(&path);
+    match object.split_once('/') {
+        Some((component, file))
+            if file.split('.').next() == Some(component)
+                && !place::MANIFEST_NAMES.contains(&file)
+                && !place::SIDE_FILES.contains(&file) =>
+        {
+            file.to_owned()
+        }
+        _ => object.to_owned(),
+    }
+}
+
+/// Whether an entry gets its content from another one in the end.
+pub fn is_hardlink(entry: &Entry) -> bool {
+    matches!(entry.kind, Kind::Hardlink(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bk_manifest::path::RelPath;
+
+    #[test]
+    fn an_archive_named_after_its_component_lies_at_the_root() {
+        for (path, object) in [
+            (".bk/config/config.tar.zst", "config.tar.zst"),
+            (".bk/database/app.dump", "database/app.dump"),
+            (".bk/database/database.dump", "database.dump"),
+            (".bk/manifest/manifest.json", "manifest/manifest.json"),
+        ] {
+            assert_eq!(plain_object(&Entry::new(RelPath::new(path).unwrap())), object);
+        }
+    }
+}

@@ -1,0 +1,627 @@
+//! Stores a backup: objects first, its manifest last.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use bk_manifest::entry::Entry;
+use bk_manifest::exit::{Exit, Failure, fail};
+use bk_manifest::left_out::{LeftOut, Reason};
+use bk_manifest::manifest::{
+    Backup, Component, EndRun, Header, ObjectRecord, Pushed, Run, Status, Trailer,
+};
+use bk_manifest::progress::{Progress, human_bytes};
+use bk_manifest::spool::Entries;
+use bk_manifest::stream::{Format, Reader, Writer};
+use bk_manifest::time::Time;
+use serde_json::json;
+
+use crate::catalog::{Catalog, Folders, NeededObject, needed_objects};
+use crate::destination::Destination;
+use crate::known::{KnownContent, Usable};
+use crate::pack::{LARGE_BYTES, Packed, Packer, Tools, Totals};
+use crate::partial::{self, Begun};
+use crate::source::Sources;
+use crate::store::Store;
+use crate::upload::{PartialWriter, StoppedStoring, Uploader, read_closed};
+use crate::{describe, links, mark, outer, place};
+
+/// How often what turned out to be marked or gone is stored again before the push gives up.
+const PASSES: usize = 4;
+
+/// How a backup is pushed.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Store everything, whatever the parent has.
+    pub full: bool,
+    /// The form of the stored manifest.
+    pub format: Format,
+}
+
+/// Reads a document, stores what it lists, commits it, and writes the document as it was stored.
+///
+/// # Errors
+/// A malformed document, a destination that is busy, gone or full: no backup exists then, and
+/// earlier ones are as they were.
+pub fn push(
+    mut incoming: Reader<'_>,
+    output: impl Write,
+    store: &Store,
+    options: Options,
+    progress: &dyn Progress,
+) -> anyhow::Result<Exit> {
+    let destination = &*store.destination;
+    let header = incoming.header().clone();
+    let run = header.run()?;
+    let backup = header.the_backup()?;
+    let folder = place::folder_of(&backup)?;
+    let host = backup.host.clone().unwrap_or_default();
+    let _lock =
+        destination.lock(&format!("bk-push {} from {host}, since {}", backup.id, Time::now()))?;
+    if destination.list(&folder)?.next().is_some() {
+        let message = format!("a backup '{}' is at the destination already", backup.id);
+        return Err(Failure::new(Exit::Failed, message)
+            .hint("make a new manifest: bk-manifest new")
+            .into());
+    }
+    let mut base = Base::default();
+    let parent_file = if options.full { None } else { base.add_parent(store, &run, progress)? };
+    let mut known = KnownContent::new(LARGE_BYTES, parent_file.filter(|_| base.has_parent))?;
+    base.add_dead_pushes(destination, &header.series()?, &mut known, progress)?;
+    base.drop_marked(destination)?;
+
+    let begun =
+        Begun { id: backup.id.clone(), series: header.series()?, folder: folder.clone(), host };
+    let partial = PartialWriter::begin(destination, &begun, store.grace())?;
+    let mut push = Push {
+        sources: Sources::open(&run)?,
+        base,
+        known,
+        partial,
+        last_volume: 0,
+        own: BTreeMap::new(),
+        lost: BTreeSet::new(),
+        left_out: LeftOut::default(),
+        faults: BTreeSet::new(),
+        totals: Totals::default(),
+        progress,
+    };
+    progress.begin("storing", None);
+    let mut next = || -> anyhow::Result<Option<Entry>> {
+        let entry = incoming.next_entry()?;
+        Ok(entry.map(|entry| if options.full { Entry { at: None, ..entry } } else { entry }))
+    };
+    let mut packed = push.pass(&mut next)?;
+    let (_, trailer) = incoming.end()?;
+    let looked = push.settle(destination, &folder, &mut packed)?;
+    progress.end();
+    let (entries, orphans) = links::resolve(packed)?;
+    for orphan in orphans {
+        push.left_out.add(Reason::Vanished, &orphan);
+    }
+    let mut document = push.document(header, trailer, &folder, &entries, options)?;
+    let place = commit(store, &folder, &entries, &mut document, options.format)?;
+    push.look_again(store, &folder, &place, looked, &document)?;
+
+    for error in push.partial.remove() {
+        progress.warn(&format!("{:#}", anyhow::Error::from(error)));
+    }
+    push.sources.remove_staged(progress);
+    progress.note(&format!(
+        "stored {} of {} ({})",
+        backup.id,
+        document.header.series()?,
+        human_bytes(push.totals.stored)
+    ));
+    let pushed = Pushed {
+        id: backup.id,
+        objects: push.own.len() as u64,
+        stored: push.own.values().map(|object| object.size).sum(),
+        read: push.totals.stored,
+        inherited: push.totals.inherited,
+    };
+    print(output, document, &entries, run, pushed, place, &store.marker.id)
+}
+
+/// What earlier backups and dead pushes left that this one may refer to.
+#[derive(Default)]
+struct Base {
+    usable: Usable,
+    /// The folder of each backup that may be referred to.
+    folders: BTreeMap<String, String>,
+    has_parent: bool,
+    parent: Option<String>,
+}
+
+impl Base {
+    /// Finds the parent at the destination and what it needs; returns the file with its entries.
+    fn add_parent(
+        &mut self,
+        store: &Store,
+        run: &Run,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Option<PathBuf>> {
+        let destination = &*store.destination;
+        let Some(parent) = &run.parent else { return Ok(None) };
+        let path = PathBuf::from(&parent.file);
+        let file = File::open(&path)
+            .with_context(|| format!("cannot open the parent's manifest '{}'", path.display()))?;
+        let given = Reader::new(file).with_context(|| format!("'{}'", path.display()))?;
+        let id = given.header().the_backup()?.id;
+        let Some((folder, header, trailer)) = find_parent(store, &id, &given.header().run()?)?
+        else {
+            progress.warn(&format!(
+                "the parent '{id}' is not at this destination: everything is stored again"
+            ));
+            return Ok(None);
+        };
+        self.folders.insert(id.clone(), folder.clone());
+        for (backup, folder) in Folders::new(&header, &folder)?.chain() {
+            self.folders.insert(backup.to_owned(), folder.to_owned());
+        }
+        let needed = needed_objects(&header, &trailer, &folder)?;
+        for object in present(destination, &needed)? {
+            let backup = object.record.backup.clone().unwrap_or_else(|| id.clone());
+            self.usable.add(&backup, object.record);
+        }
+        self.has_parent = true;
+        self.parent = Some(id);
+        Ok(Some(path))
+    }
+
+    /// Takes over what pushes of this series stored before they died.
+    ///
+    /// Nobody else pushes while we hold the lock; where there is none, an object that vanishes under
+    /// us is found out before the commit.
+    fn add_dead_pushes(
+        &mut self,
+        destination: &dyn Destination,
+        series: &str,
+        known: &mut KnownContent,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<()> {
+        for list in partial::read_all(destination)? {
+            let Some(begun) = list.begun.as_ref().filter(|begun| begun.series == series) else {
+                continue;
+            };
+            for piece in list.closed() {
+                let mut entries = Vec::new();
+                let closed = read_closed(destination, piece, |entry| {
+                    entries.push(entry);
+                    Ok(())
+                });
+                let closed = match closed {
+                    Ok(closed) => closed,
+                    Err(error) => {
+                        progress.warn(&format!("cannot build on '{piece}': {error:#}"));
+                        continue;
+                    }
+                };
+                let name = place::object(&begun.folder, &closed.object)?;
+                if destination.stat(&name)?.is_none_or(|object| object.size != closed.size) {
+                    continue;
+                }
+                self.folders.insert(list.id.clone(), begun.folder.clone());
+                let record = ObjectRecord {
+                    backup: None,
+                    checksum: closed.checksum,
+                    live: 0,
+                    object: closed.object,
+                    size: closed.size,
+                    extra: serde_json::Map::new(),
+                };
+                self.usable.add(&list.id, record);
+                for mut entry in entries {
+                    if let Some(at) = &mut entry.at {
+                        at.backup = Some(list.id.clone());
+                    }
+                    known.add(&entry)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn drop_marked(&mut self, destination: &dyn Destination) -> anyhow::Result<()> {
+        let marks = mark::read_all(destination)?;
+        for name in mark::marked_names(&marks) {
+            for (backup, folder) in &self.folders {
+                let below = name.strip_prefix(folder.as_str());
+                if let Some(object) = below.and_then(|rest| rest.strip_prefix('/')) {
+                    self.usable.remove(backup, object);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Header and trailer of the parent at this destination, and its folder.
+fn find_parent(
+    store: &Store,
+    id: &str,
+    given: &Run,
+) -> anyhow::Result<Option<(String, Header, Trailer)>> {
+    let destination = &*store.destination;
+    let place = given.place.as_deref().filter(|place| {
+        given.destination.as_deref() == Some(&store.marker.id) && place::is_manifest(place)
+    });
+    if let Some(place) = place
+        && let Some(object) = destination.stat(place)?
+    {
+        let (header, trailer) = outer::read(destination, &object)?;
+        if header.the_backup()?.id == id {
+            return Ok(Some((place::parent(place).to_owned(), header, trailer)));
+        }
+    }
+    match Catalog::read(destination)?.find(id) {
+        None => Ok(None),
+        Some(found) => {
+            let (header, trailer) = outer::read(destination, &found.manifest)?;
+            Ok(Some((found.folder().to_owned(), header, trailer)))
+        }
+    }
+}
+
+/// Those objects that are there with the right size, by one listing for each folder.
+fn present(
+    destination: &dyn Destination,
+    needed: &[NeededObject],
+) -> anyhow::Result<Vec<NeededObject>> {
+    let mut sizes: BTreeMap<&str, Option<u64>> =
+        needed.iter().map(|object| (object.name.as_str(), None)).collect();
+    let folders: BTreeSet<String> = needed
+        .iter()
+        .map(|object| {
+            let depth = object.record.object.matches('/').count();
+            (0..=depth).fold(object.name.as_str(), |name, _| place::parent(name)).to_owned()
+        })
+        .collect();
+    for folder in &folders {
+        for object in destination.list(folder)? {
+            let object = object?;
+            if let Some(size) = sizes.get_mut(object.name.as_str()) {
+                *size = Some(object.size);
+            }
+        }
+    }
+    Ok(needed
+        .iter()
+        .filter(|object| sizes.get(object.name.as_str()) == Some(&Some(object.record.size)))
+        .cloned()
+        .collect())
+}
+
+/// A push under way.
+struct Push<'a> {
+    sources: Sources,
+    base: Base,
+    known: KnownContent,
+    partial: PartialWriter<'a>,
+    last_volume: u32,
+    /// What this push has stored, by name in the backup's folder.
+    own: BTreeMap<String, ObjectRecord>,
+    /// Those of them that were found marked or gone.
+    lost: BTreeSet<String>,
+    left_out: LeftOut,
+    /// Components of which something is missing.
+    faults: BTreeSet<String>,
+    totals: Totals,
+    progress: &'a dyn Progress,
+}
+
+/// The document that is to be committed.
+struct Document {
+    header: Header,
+    trailer: Trailer,
+    objects: Vec<ObjectRecord>,
+}
+
+impl Push<'_> {
+    /// Stores what entries need that is not there yet.
+    fn pass(
+        &mut self,
+        next: &mut dyn FnMut() -> anyhow::Result<Option<Entry>>,
+    ) -> anyhow::Result<Entries> {
+        let (uploader, queue) = Uploader::channel();
+        let partial = &mut self.partial;
+        let (packed, stored) = std::thread::scope(|scope| {
+            let storing = scope.spawn(move || partial.run(queue));
+            let tools = Tools {
+                sources: &self.sources,
+                usable: &self.base.usable,
+                lost: &self.lost,
+                uploader: &uploader,
+                progress: self.progress,
+            };
+            let pack = || -> anyhow::Result<Packed> {
+                let mut packer = Packer::new(tools, &mut self.known, &mut self.last_volume)?;
+                while let Some(entry) = next()? {
+                    packer.entry(entry)?;
+                }
+                packer.finish()
+            };
+            let packed = pack();
+            drop(uploader);
+            let stored = storing.join().unwrap_or_else(|_| Err(anyhow::anyhow!("storing failed")));
+            (packed, stored)
+        });
+        let packed = match (packed, stored) {
+            (Err(error), Err(cause)) if error.is::<StoppedStoring>() => return Err(cause),
+            (Err(error), _) => return Err(error),
+            (Ok(_), Err(cause)) => return Err(cause),
+            (Ok(packed), Ok(stored)) => {
+                self.own.extend(stored.into_iter().map(|record| (record.object.clone(), record)));
+                packed
+            }
+        };
+        self.left_out.merge(packed.left_out);
+        self.faults.extend(packed.partial);
+        self.totals.stored += packed.totals.stored;
+        self.totals.inherited += packed.totals.inherited;
+        Ok(packed.entries)
+    }
+
+    /// Looks at the marks, then at the presence of every object that the entries need, and stores
+    /// again what is marked or gone, until nothing is. Returns when it looked, by the store's clock.
+    fn settle(
+        &mut self,
+        destination: &dyn Destination,
+        folder: &str,
+        entries: &mut Entries,
+    ) -> anyhow::Result<Time> {
+        for _ in 0..PASSES {
+            let looked = destination.now()?;
+            let missing = self.missing(destination, folder, entries)?;
+            if missing.is_empty() {
+                return Ok(looked);
+            }
+            self.progress.warn(&format!(
+                "{} objects are marked for removal or gone: storing their files again",
+                missing.len()
+            ));
+            for object in missing {
+                match &object.record.backup {
+                    Some(backup) => self.base.usable.remove(backup, &object.record.object),
+                    None => {
+                        self.own.remove(&object.record.object);
+                        self.lost.insert(object.record.object);
+                    }
+                }
+            }
+            let again = std::mem::replace(entries, bk_manifest::spool::Spool::new()?.finish()?);
+            let mut iter = again.iter();
+            *entries = self.pass(&mut || iter.next().transpose())?;
+        }
+        Err(fail(Exit::Failed, "objects vanish at the destination as fast as they are stored"))
+    }
+
+    fn missing(
+        &self,
+        destination: &dyn Destination,
+        folder: &str,
+        entries: &Entries,
+    ) -> anyhow::Result<Vec<NeededObject>> {
+        let marks = mark::read_all(destination)?;
+        let marked = mark::marked_names(&marks);
+        let needed = self.needed(folder, &self.objects(entries)?.0)?;
+        let there = present(destination, &needed)?;
+        let there: BTreeSet<&str> = there.iter().map(|object| object.name.as_str()).collect();
+        Ok(needed
+            .into_iter()
+            .filter(|object| {
+                marked.contains(object.name.as_str()) || !there.contains(object.name.as_str())
+            })
+            .collect())
+    }
+
+    fn needed(&self, folder: &str, objects: &[ObjectRecord]) -> anyhow::Result<Vec<NeededObject>> {
+        objects
+            .iter()
+            .map(|record| {
+                let folder = match &record.backup {
+                    None => folder,
+                    Some(backup) => self.base.folders.get(backup).context("an unknown backup")?,
+                };
+                Ok(NeededObject {
+                    name: place::object(folder, &record.object)?,
+                    record: record.clone(),
+                })
+            })
+            .collect()
+    }
+
+    /// The objects that entries refer to, with their live bytes, and each component's files.
+    fn objects(&self, entries: &Entries) -> anyhow::Result<(Vec<ObjectRecord>, Contents)> {
+        let mut live: BTreeMap<(Option<String>, String), u64> = BTreeMap::new();
+        let mut contents = Contents::new();
+        for entry in entries.iter() {
+            let entry = entry?;
+            let sums = contents.entry(entry.component().to_owned()).or_default();
+            sums.0 += 1;
+            sums.1 += entry.size.filter(|_| entry.is_file()).unwrap_or(0);
+            if let Some(at) =
+                entry.at.filter(|_| matches!(entry.kind, bk_manifest::entry::Kind::File))
+            {
+                *live.entry((at.backup, at.object)).or_default() += entry.size.unwrap_or(0);
+            }
+        }
+        let objects = live
+            .into_iter()
+            .map(|((backup, object), live)| {
+                let record = match &backup {
+                    None => self.own.get(&object),
+                    Some(backup) => self.base.usable.get(backup, &object),
+                };
+                let record = record.with_context(|| format!("'{object}' is not known"))?;
+                Ok(ObjectRecord { backup, live, ..record.clone() })
+            })
+            .collect::<anyhow::Result<_>>()?;
+        Ok((objects, contents))
+    }
+
+    /// Header and trailer as they are to be stored.
+    fn document(
+        &self,
+        mut header: Header,
+        mut trailer: Trailer,
+        folder: &str,
+        entries: &Entries,
+        options: Options,
+    ) -> anyhow::Result<Document> {
+        let (objects, contents) = self.objects(entries)?;
+        let referred: BTreeSet<&String> =
+            objects.iter().filter_map(|object| object.backup.as_ref()).collect();
+        let chain: BTreeMap<&String, String> = referred
+            .iter()
+            .filter_map(|backup| {
+                Some((*backup, place::relative(folder, self.base.folders.get(*backup)?)))
+            })
+            .collect();
+        let kind = if referred.is_empty() { "full" } else { "incremental" };
+        let mut backup: Backup = header.the_backup()?;
+        backup.kind = Some(kind.into());
+        if options.full || !self.base.has_parent {
+            backup.parent_backup_id = None;
+        }
+        header.set("backup", json!(backup));
+        header.set("chain", json!(chain));
+        let mut components = trailer.components()?;
+        for name in contents.keys() {
+            if !components.iter().any(|component| component.name == *name) {
+                components.push(Component {
+                    name: name.clone(),
+                    kind: "tree".into(),
+                    status: Status::Complete,
+                    extra: serde_json::Map::new(),
+                });
+            }
+        }
+        for component in &mut components {
+            let (count, size) = contents.get(&component.name).copied().unwrap_or_default();
+            component.extra.insert("count".into(), count.into());
+            component.extra.insert("size".into(), size.into());
+            if self.faults.contains(&component.name) {
+                component.status = Status::Partial;
+            }
+        }
+        trailer.set_components(&components);
+        let mut left_out = trailer.left_out()?;
+        left_out.merge(self.left_out.clone());
+        trailer.set("left_out", json!(left_out));
+        trailer.set("objects", json!(objects));
+        let mut end_run = trailer.run()?;
+        if !self.faults.is_empty() {
+            end_run.code = Exit::Partial.code();
+        }
+        trailer.set_run(&end_run);
+        Ok(Document { header, trailer, objects })
+    }
+
+    /// If the commit came late after the last look, prune may have been faster: then the manifest is
+    /// withdrawn.
+    fn look_again(
+        &self,
+        store: &Store,
+        folder: &str,
+        place: &str,
+        looked: Time,
+        document: &Document,
+    ) -> anyhow::Result<()> {
+        let destination = &*store.destination;
+        if destination.now()?.since(looked) <= store.grace() / 2 && store.grace() > Duration::ZERO {
+            return Ok(());
+        }
+        let needed = self.needed(folder, &document.objects)?;
+        if present(destination, &needed)?.len() == needed.len() {
+            return Ok(());
+        }
+        let mut names = vec![place.to_owned()];
+        names.extend(place::SIDE_FILES.iter().map(|name| place::join(folder, name)));
+        destination.delete(&names);
+        Err(fail(
+            Exit::Failed,
+            "objects were removed while the backup was committed; it was withdrawn",
+        ))
+    }
+}
+
+/// By component: number of entries and bytes of files.
+type Contents = BTreeMap<String, (u64, u64)>;
+
+/// Puts the side files, then the manifest: the commit. Returns the manifest's name.
+fn commit(
+    store: &Store,
+    folder: &str,
+    entries: &Entries,
+    document: &mut Document,
+    format: Format,
+) -> anyhow::Result<String> {
+    let destination = &*store.destination;
+    let (manifest, _) = match format {
+        Format::Json => (place::MANIFEST_NAMES[0], ()),
+        Format::Yaml => (place::MANIFEST_NAMES[1], ()),
+    };
+    for (name, text) in
+        describe::side_files(&document.header, &document.trailer, &document.objects, manifest)?
+    {
+        let name = place::join(folder, name);
+        let mut upload = destination.put(&name)?;
+        upload.write_all(text.as_bytes()).with_context(|| format!("cannot store '{name}'"))?;
+        upload.commit()?;
+    }
+    let name = place::join(folder, manifest);
+    let mut upload = destination.put(&name)?;
+    let context = || format!("cannot store '{name}' at '{}'", destination.describe());
+    let output = std::io::BufWriter::with_capacity(1 << 17, &mut upload);
+    let mut writer = Writer::new(output, format, document.header.stored()).with_context(context)?;
+    for entry in entries.iter() {
+        bk_manifest::signal::check()?;
+        writer.entry(&entry?).with_context(context)?;
+    }
+    let (output, stored) = writer.end(document.trailer.stored()).with_context(context)?;
+    output.into_inner().map_err(|error| error.into_error()).with_context(context)?;
+    upload.commit()?;
+    document.trailer.totals = stored.totals.clone();
+    if let Some(sum) = stored.total_checksum() {
+        document.trailer.set("verification", {
+            let mut verification =
+                document.trailer.members.get("verification").cloned().unwrap_or(json!({}));
+            verification["total_checksum"] = json!(sum);
+            verification
+        });
+    }
+    Ok(name)
+}
+
+/// Prints the document as it was stored, with what this run did added.
+fn print(
+    output: impl Write,
+    mut document: Document,
+    entries: &Entries,
+    mut run: Run,
+    pushed: Pushed,
+    place: String,
+    destination: &str,
+) -> anyhow::Result<Exit> {
+    run.place = Some(place);
+    run.destination = Some(destination.to_owned());
+    document.header.set_run(&run);
+    let stored = document.trailer.total_checksum();
+    let end_run = EndRun { pushed: Some(pushed), ..document.trailer.run()? };
+    document.trailer.set_run(&end_run);
+    let exit = document.trailer.exit()?;
+    let mut writer = Writer::new(output, Format::Json, document.header)?;
+    for entry in entries.iter() {
+        writer.entry(&entry?)?;
+    }
+    let (_, printed) = writer.end(document.trailer)?;
+    anyhow::ensure!(
+        printed.total_checksum() == stored,
+        "the printed manifest is not the stored one"
+    );
+    Ok(exit)
+}

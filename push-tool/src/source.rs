@@ -1,0 +1,230 @@
+//! Reads the files that entries stand for, where they lie on this host, and notices when one changes
+//! meanwhile.
+
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use anyhow::Context;
+use bk_manifest::beneath::{Cursor, Root};
+use bk_manifest::digest::Digest;
+use bk_manifest::entry::Entry;
+use bk_manifest::exit::{Exit, fail};
+use bk_manifest::left_out::Reason;
+use bk_manifest::manifest::{Run, Source, SourceKind};
+use bk_manifest::path::RelPath;
+use bk_manifest::time::Time;
+
+/// The folders that this run's entries come from.
+pub struct Sources(Vec<OpenSource>);
+
+struct OpenSource {
+    source: Source,
+    root: Root,
+    /// The recorded paths that it covers; an empty one is everything.
+    areas: Vec<Vec<u8>>,
+}
+
+/// A source and the path of a file below its root.
+pub struct Located<'a> {
+    /// The folder.
+    pub root: &'a Root,
+    /// The file below it.
+    pub below: RelPath,
+    /// Whether a dump step made it for this run.
+    pub kind: SourceKind,
+}
+
+impl Sources {
+    /// Opens the folders that the run names.
+    ///
+    /// # Errors
+    /// A folder that cannot be opened any more.
+    pub fn open(run: &Run) -> anyhow::Result<Self> {
+        run.sources.iter().map(OpenSource::open).collect::<anyhow::Result<_>>().map(Sources)
+    }
+
+    /// Where an entry's file is; `None` if no source of the run covers it.
+    pub fn locate(&self, entry: &Entry) -> Option<Located<'_>> {
+        let path = entry.path.as_bytes();
+        self.0
+            .iter()
+            .filter(|open| open.source.component == entry.component())
+            .find(|open| open.areas.iter().any(|area| is_within(path, area)))
+            .and_then(|open| {
+                let prefix = &open.source.prefix.0;
+                let below = if prefix.is_empty() {
+                    path
+                } else {
+                    path.strip_prefix(&prefix[..])?.strip_prefix(b"/")?
+                };
+                let below = RelPath::new(below).ok()?;
+                Some(Located { root: &open.root, below, kind: open.source.kind })
+            })
+    }
+
+    /// Removes what dump steps made for this run; it is stored now.
+    pub fn remove_staged(&self, progress: &dyn bk_manifest::progress::Progress) {
+        for open in self.0.iter().filter(|open| open.source.kind == SourceKind::Stage) {
+            if let Err(error) = std::fs::remove_dir_all(open.root.path()) {
+                let path = open.root.path().display();
+                progress.warn(&format!("cannot remove the staged '{path}': {error}"));
+            }
+            // The run's own folder above it, once the last component has gone.
+            if let Some(above) = open.root.path().parent() {
+                let _ = std::fs::remove_dir(above);
+            }
+        }
+    }
+}
+
+fn is_within(path: &[u8], area: &[u8]) -> bool {
+    area.is_empty()
+        || path.strip_prefix(area).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
+}
+
+impl OpenSource {
+    fn open(source: &Source) -> anyhow::Result<Self> {
+        use std::os::unix::ffi::OsStrExt;
+        let path = Path::new(std::ffi::OsStr::from_bytes(&source.root.0));
+        let root = Root::open(path).map_err(|error| {
+            fail(Exit::Failed, format!("cannot open the source '{}': {error}", path.display()))
+        })?;
+        let prefix = &source.prefix.0;
+        let areas = if source.paths.is_empty() {
+            vec![prefix.clone()]
+        } else {
+            let join = |path: &[u8]| match prefix.is_empty() {
+                true => path.to_vec(),
+                false => [prefix, &b"/"[..], path].concat(),
+            };
+            source.paths.iter().map(|path| join(&path.0)).collect()
+        };
+        Ok(OpenSource { source: source.clone(), root, areas })
+    }
+}
+
+/// Why an entry's file could not be taken.
+pub struct NotTaken {
+    /// What to record.
+    pub reason: Reason,
+    /// What the system said.
+    pub error: io::Error,
+}
+
+impl From<io::Error> for NotTaken {
+    fn from(error: io::Error) -> Self {
+        let reason = match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Reason::Vanished,
+            _ => Reason::Unreadable,
+        };
+        NotTaken { reason, error }
+    }
+}
+
+/// A file that was opened, and what it was like then.
+pub struct OpenFile {
+    /// The file.
+    pub file: File,
+    before: Metadata,
+}
+
+impl OpenFile {
+    /// Opens an entry's file.
+    ///
+    /// # Errors
+    /// [`NotTaken`].
+    pub fn open(located: &Located<'_>, cursor: &mut Cursor<'_>) -> Result<Self, NotTaken> {
+        let file = cursor.open_file(&located.below)?;
+        let before = file.metadata()?;
+        Ok(OpenFile { file, before })
+    }
+
+    /// Bytes that it had when it was opened.
+    pub fn size(&self) -> u64 {
+        self.before.len()
+    }
+
+    /// Whether it is still as it was when it was opened.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn is_unchanged(&self) -> io::Result<bool> {
+        let after = self.file.metadata()?;
+        let state = |m: &Metadata| (m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
+        Ok(state(&self.before) == state(&after))
+    }
+
+    /// Puts into an entry what the file was like when it was opened.
+    pub fn describe(&self, entry: &mut Entry) {
+        let m = &self.before;
+        let time = |seconds, nanoseconds| {
+            Some(Time::from_unix(seconds, u32::try_from(nanoseconds).unwrap_or(0)))
+        };
+        entry.mtime = time(m.mtime(), m.mtime_nsec());
+        entry.ctime = time(m.ctime(), m.ctime_nsec());
+        entry.inode = Some(m.ino());
+        entry.mode = Some(m.mode() & 0o7777);
+        entry.owner = Some((m.uid(), m.gid()));
+    }
+}
+
+/// A small file as it was read.
+pub struct SmallFile {
+    /// Its content.
+    pub bytes: Vec<u8>,
+    /// Its content's digest.
+    pub digest: Digest,
+    /// Whether it changed while it was read, also at the second try.
+    pub has_changed: bool,
+}
+
+/// Reads a file that fits into memory, again if it changed meanwhile, and updates its entry.
+///
+/// # Errors
+/// [`NotTaken`].
+pub fn read_small(
+    located: &Located<'_>,
+    cursor: &mut Cursor<'_>,
+    entry: &mut Entry,
+    limit: u64,
+) -> Result<SmallFile, NotTaken> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let open = OpenFile::open(located, cursor)?;
+        let mut bytes = Vec::with_capacity(usize::try_from(open.size().min(limit)).unwrap_or(0));
+        (&open.file).take(limit).read_to_end(&mut bytes)?;
+        let is_unchanged = open.is_unchanged()? && bytes.len() as u64 == open.size();
+        if is_unchanged || tries == 2 {
+            open.describe(entry);
+            let digest = Digest::of(&bytes);
+            entry.set_content(digest, bytes.len() as u64);
+            return Ok(SmallFile { bytes, digest, has_changed: !is_unchanged });
+        }
+    }
+}
+
+/// Reads as much as fits, up to the end of the file.
+///
+/// # Errors
+/// Those of the file.
+pub fn read_chunk(file: &File, length: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(length);
+    file.take(length as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Hashes a file from its start.
+///
+/// # Errors
+/// Those of the file.
+pub fn hash(file: &File) -> anyhow::Result<(Digest, u64)> {
+    use std::io::Seek;
+    let mut file = file;
+    file.rewind().context("cannot read a source file")?;
+    let sum = Digest::of_reader(file).context("cannot read a source file")?;
+    file.rewind().context("cannot read a source file")?;
+    Ok(sum)
+}

@@ -1,0 +1,352 @@
+//! The folder that a fetch fills: every path is made below it and nowhere else, whoever swaps a
+//! link in meanwhile, and what is replaced is kept.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bk_manifest::beneath::{Cursor, Root};
+use bk_manifest::digest::Digest;
+use bk_manifest::entry::{Entry, Kind};
+use bk_manifest::path::RelPath;
+use bk_manifest::time::Time;
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid, mkdirat, openat,
+    renameat_with, statat, unlinkat,
+};
+use rustix::io::Errno;
+
+/// How the names of unfinished files begin; what a dead fetch left of them is swept.
+pub const UNFINISHED: &str = ".bk-tmp-";
+/// Folders until their own mode is set, and those that the manifest does not list.
+const FOLDER_MODE: u32 = 0o700;
+
+/// A target folder.
+pub struct Target {
+    root: Root,
+    /// Whether owners can be set.
+    is_root: bool,
+    /// Below the root: where what is replaced goes; `None` if nothing may be replaced.
+    aside: Option<RelPath>,
+    next: AtomicU64,
+    replaced: AtomicU64,
+}
+
+impl Target {
+    /// Opens the folder. `aside` is where paths that are in the way are moved.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn open(path: &Path, aside: Option<RelPath>) -> io::Result<Self> {
+        Ok(Target {
+            root: Root::open(path)?,
+            is_root: rustix::process::geteuid().is_root(),
+            aside,
+            next: AtomicU64::new(0),
+            replaced: AtomicU64::new(0),
+        })
+    }
+
+    /// The open folder.
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// Whether owners can be set here.
+    pub fn sets_owners(&self) -> bool {
+        self.is_root
+    }
+
+    /// How many paths were moved aside.
+    pub fn replaced(&self) -> u64 {
+        self.replaced.load(Ordering::Relaxed)
+    }
+
+    /// Makes a folder and those above it; one that is there stays.
+    ///
+    /// # Errors
+    /// Those of the file system; something else in the way that may not be replaced.
+    pub fn make_folders(&self, path: &[u8]) -> io::Result<OwnedFd> {
+        let mut folder = self.root.as_fd().try_clone_to_owned()?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut end = 0;
+        for part in path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()) {
+            end += part.len() + usize::from(end > 0);
+            folder = match openat(&folder, part, flags, Mode::empty()) {
+                Ok(next) => next,
+                Err(Errno::NOENT) => make_folder(folder.as_fd(), part)?,
+                Err(Errno::NOTDIR | Errno::LOOP) if self.aside.is_some() => {
+                    self.put_aside(folder.as_fd(), part, &path[..end])?;
+                    make_folder(folder.as_fd(), part)?
+                }
+                Err(error) => return Err(error.into()),
+            };
+        }
+        Ok(folder)
+    }
+
+    /// The folder that holds a path, made if need be, and the path's last part.
+    fn parent<'p>(&self, path: &'p RelPath) -> io::Result<(OwnedFd, &'p [u8])> {
+        let bytes = path.as_bytes();
+        let slash = bytes.iter().rposition(|byte| *byte == b'/');
+        let folder = self.make_folders(slash.map_or(&[], |slash| &bytes[..slash]))?;
+        Ok((folder, &bytes[slash.map_or(0, |slash| slash + 1)..]))
+    }
+
+    /// Moves what has a name out of the way, keeping its path below the folder for replaced things.
+    fn put_aside(&self, folder: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> io::Result<()> {
+        let Some(aside) = &self.aside else {
+            return Err(Errno::EXIST.into());
+        };
+        let kept = aside.join(path).map_err(io::Error::other)?;
+        // Made without moving anything aside itself: the folder is new and ours.
+        let (kept_folder, kept_name) = Target {
+            root: Root::open(self.root.path())?,
+            is_root: self.is_root,
+            aside: None,
+            next: AtomicU64::new(0),
+            replaced: AtomicU64::new(0),
+        }
+        .parent(&kept)
+        .map(|(folder, name)| (folder, name.to_vec()))?;
+        renameat_with(folder, name, &kept_folder, &kept_name[..], RenameFlags::NOREPLACE)?;
+        self.replaced.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes room for a path: nothing has its name afterwards.
+    fn clear(&self, folder: BorrowedFd<'_>, name: &[u8], path: &RelPath) -> io::Result<()> {
+        match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+            Ok(_) => self.put_aside(folder, name, path.as_bytes()),
+        }
+    }
+
+    /// Whether a regular file with an entry's content is there already.
+    pub fn has_content(&self, entry: &Entry) -> bool {
+        let Ok(file) = Cursor::new(&self.root).open_file(&entry.path) else { return false };
+        file.metadata().is_ok_and(|metadata| Some(metadata.len()) == entry.size)
+            && Digest::of_reader(file).is_ok_and(|(digest, _)| Some(digest) == entry.checksum)
+    }
+
+    /// Begins a file; it has no name of its own before [`UnfinishedFile::commit`].
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn create(&self, path: &RelPath) -> io::Result<UnfinishedFile<'_>> {
+        let (folder, _) = self.parent(path)?;
+        loop {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let name = format!("{UNFINISHED}{}-{number}", std::process::id());
+            let flags =
+                OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            match openat(&folder, &name, flags, Mode::from_raw_mode(0o600)) {
+                Ok(file) => {
+                    let file = File::from(file);
+                    return Ok(UnfinishedFile { target: self, folder, name: Some(name), file });
+                }
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Makes a link, a pipe or a device.
+    ///
+    /// # Errors
+    /// Those of the file system, also where only root may make one.
+    pub fn make_special(&self, entry: &Entry) -> io::Result<()> {
+        let (folder, name) = self.parent(&entry.path)?;
+        match &entry.kind {
+            Kind::File | Kind::Directory => return Ok(()),
+            Kind::Hardlink(first) => {
+                let (first_folder, first_name) = self.parent(first)?;
+                let first_stat = statat(&first_folder, first_name, AtFlags::SYMLINK_NOFOLLOW)?;
+                let flags = AtFlags::SYMLINK_NOFOLLOW;
+                let is_there = statat(&folder, name, flags).is_ok_and(|stat| {
+                    (stat.st_dev, stat.st_ino) == (first_stat.st_dev, first_stat.st_ino)
+                });
+                if is_there {
+                    return Ok(());
+                }
+                self.clear(folder.as_fd(), name, &entry.path)?;
+                rustix::fs::linkat(&first_folder, first_name, &folder, name, AtFlags::empty())?;
+                return Ok(());
+            }
+            Kind::Symlink(target) => {
+                let is_there = rustix::fs::readlinkat(&folder, name, Vec::new())
+                    .is_ok_and(|there| there.as_bytes() == target);
+                if !is_there {
+                    self.clear(folder.as_fd(), name, &entry.path)?;
+                    rustix::fs::symlinkat(&target[..], &folder, name)?;
+                }
+            }
+            Kind::Fifo | Kind::Block(..) | Kind::Char(..) => {
+                let (kind, device) = match entry.kind {
+                    Kind::Block(major, minor) => {
+                        (FileType::BlockDevice, rustix::fs::makedev(major, minor))
+                    }
+                    Kind::Char(major, minor) => {
+                        (FileType::CharacterDevice, rustix::fs::makedev(major, minor))
+                    }
+                    _ => (FileType::Fifo, 0),
+                };
+                let is_there = statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
+                    FileType::from_raw_mode(stat.st_mode) == kind
+                        && (kind == FileType::Fifo || stat.st_rdev == device)
+                });
+                if !is_there {
+                    self.clear(folder.as_fd(), name, &entry.path)?;
+                    rustix::fs::mknodat(&folder, name, kind, Mode::from_raw_mode(0o600), device)?;
+                }
+                if let Some(mode) = entry.mode {
+                    rustix::fs::chmodat(
+                        &folder,
+                        name,
+                        Mode::from_raw_mode(mode),
+                        AtFlags::empty(),
+                    )?;
+                }
+            }
+        }
+        self.set_owner_and_times(folder.as_fd(), name, entry)
+    }
+
+    fn set_owner_and_times(
+        &self,
+        folder: BorrowedFd<'_>,
+        name: &[u8],
+        entry: &Entry,
+    ) -> io::Result<()> {
+        if let Some((user, group)) = entry.owner.filter(|_| self.is_root) {
+            let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
+            rustix::fs::chownat(folder, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        if let Some(times) = times(entry) {
+            rustix::fs::utimensat(folder, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        Ok(())
+    }
+
+    /// Gives an open file or folder its owner, mode and times; in this order, for a change of owner
+    /// clears bits of the mode.
+    fn set_attributes(&self, fd: BorrowedFd<'_>, entry: &Entry) -> io::Result<()> {
+        if let Some((user, group)) = entry.owner.filter(|_| self.is_root) {
+            rustix::fs::fchown(fd, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))?;
+        }
+        if let Some(mode) = entry.mode {
+            rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))?;
+        }
+        if let Some(times) = times(entry) {
+            rustix::fs::futimens(fd, &times)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a file that was left in place, or a folder, its attributes.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn finish(&self, entry: &Entry) -> io::Result<()> {
+        let mut cursor = Cursor::new(&self.root);
+        if entry.kind == Kind::Directory {
+            return self.set_attributes(cursor.folder(entry.path.as_bytes())?, entry);
+        }
+        let file = cursor.open_file(&entry.path)?;
+        self.set_attributes(file.as_fd(), entry)
+    }
+
+    /// Removes a path that a dead fetch left unfinished.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn remove_unfinished(&self, path: &RelPath) -> io::Result<()> {
+        let mut cursor = Cursor::new(&self.root);
+        let (folder, name) = cursor.parent(path)?;
+        Ok(unlinkat(folder, name, AtFlags::empty())?)
+    }
+
+    /// Brings everything to the disk.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn sync(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(self.root.as_fd())?)
+    }
+}
+
+fn make_folder(above: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
+    match mkdirat(above, name, Mode::from_raw_mode(FOLDER_MODE)) {
+        // Another thread may have been faster.
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(openat(above, name, flags, Mode::empty())?)
+}
+
+fn times(entry: &Entry) -> Option<Timestamps> {
+    let spec = |time: Time| {
+        let (seconds, nanoseconds) = time.unix();
+        Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() }
+    };
+    let mtime = spec(entry.mtime?);
+    Some(Timestamps { last_access: mtime, last_modification: mtime })
+}
+
+/// A file without its name; dropped, it is gone.
+pub struct UnfinishedFile<'a> {
+    target: &'a Target,
+    folder: OwnedFd,
+    name: Option<String>,
+    file: File,
+}
+
+impl UnfinishedFile<'_> {
+    /// Gives the file its attributes and its name.
+    ///
+    /// # Errors
+    /// Those of the file system; a taken name where nothing may be replaced.
+    pub fn commit(mut self, entry: &Entry) -> io::Result<()> {
+        self.target.set_attributes(self.file.as_fd(), entry)?;
+        let name = entry.path.file_name();
+        self.target.clear(self.folder.as_fd(), name, &entry.path)?;
+        if let Some(unfinished) = self.name.take() {
+            let flags = RenameFlags::NOREPLACE;
+            match renameat_with(&self.folder, &unfinished, &self.folder, name, flags) {
+                Ok(()) => {}
+                // Not known to every file system; the name was free just now.
+                Err(Errno::INVAL | Errno::NOSYS) => {
+                    rustix::fs::renameat(&self.folder, &unfinished, &self.folder, name)?;
+                }
+                Err(error) => {
+                    self.name = Some(unfinished);
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Write for UnfinishedFile<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for UnfinishedFile<'_> {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            // What stays is swept by the next fetch.
+            let _ = unlinkat(&self.folder, name, AtFlags::empty());
+        }
+    }
+}

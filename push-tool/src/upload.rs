@@ -1,0 +1,227 @@
+//! The thread that writes objects: while it hashes and stores, the others read and compress.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use bk_manifest::digest::HashWriter;
+use bk_manifest::manifest::ObjectRecord;
+use bk_manifest::spool::Spool;
+
+use crate::destination::{Created, Destination, Upload};
+use crate::partial::{Begun, Closed, FOLDER, Named};
+use crate::place;
+
+/// Messages that may wait: what bounds the memory between the threads, at a frame each.
+const QUEUE: usize = 8;
+/// A list is renewed no more often than this, however short the grace time.
+const RENEW_AT_LEAST: Duration = Duration::from_mins(1);
+
+enum Message {
+    Open(String),
+    Bytes(Vec<u8>),
+    Close(Spool),
+    Renew,
+}
+
+/// What the thread is left with: the objects, or why it stopped.
+pub type Stored = anyhow::Result<Vec<ObjectRecord>>;
+
+/// The sending side of the thread.
+pub struct Uploader {
+    sender: SyncSender<Message>,
+}
+
+/// The thread has stopped; its own result says why.
+#[derive(Debug, thiserror::Error)]
+#[error("storing has stopped")]
+pub struct StoppedStoring;
+
+impl Uploader {
+    /// The two ends of the thread's queue.
+    pub fn channel() -> (Self, Queue) {
+        let (sender, receiver) = sync_channel(QUEUE);
+        (Uploader { sender }, Queue(receiver))
+    }
+
+    fn send(&self, message: Message) -> Result<(), StoppedStoring> {
+        self.sender.send(message).map_err(|_| StoppedStoring)
+    }
+
+    /// Begins an object, by its name in the backup's folder.
+    ///
+    /// # Errors
+    /// If the thread has stopped, as all of these.
+    pub fn open(&self, object: &str) -> Result<(), StoppedStoring> {
+        self.send(Message::Open(object.to_owned()))
+    }
+
+    /// Appends to the open object.
+    pub fn write(&self, bytes: Vec<u8>) -> Result<(), StoppedStoring> {
+        self.send(Message::Bytes(bytes))
+    }
+
+    /// Commits the open object; `entries` are those whose content it holds.
+    pub fn close(&self, entries: Spool) -> Result<(), StoppedStoring> {
+        self.send(Message::Close(entries))
+    }
+
+    /// Shows that the push is alive, if that is due.
+    pub fn renew(&self) -> Result<(), StoppedStoring> {
+        self.send(Message::Renew)
+    }
+}
+
+/// The receiving side.
+pub struct Queue(Receiver<Message>);
+
+/// A push's partial list at the destination.
+pub struct PartialWriter<'a> {
+    destination: &'a dyn Destination,
+    folder: String,
+    backup_folder: String,
+    pieces: Vec<String>,
+    renewed: Instant,
+    interval: Duration,
+}
+
+impl<'a> PartialWriter<'a> {
+    /// Begins the list.
+    ///
+    /// # Errors
+    /// Those of the destination; a list of that id that is there already.
+    pub fn begin(
+        destination: &'a dyn Destination,
+        begun: &Begun,
+        grace: Duration,
+    ) -> anyhow::Result<Self> {
+        let mut list = PartialWriter {
+            destination,
+            folder: format!("{FOLDER}/{}", begun.id),
+            backup_folder: begun.folder.clone(),
+            pieces: Vec::new(),
+            renewed: Instant::now(),
+            interval: (grace / 4).max(RENEW_AT_LEAST),
+        };
+        list.piece("begun.json", &serde_json::to_vec(begun)?)?;
+        Ok(list)
+    }
+
+    fn piece(&mut self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
+        let name = place::join(&self.folder, name);
+        if self.destination.create(&name, bytes)? == Created::Taken {
+            anyhow::bail!("'{name}' is there already: does another push use this backup's id?");
+        }
+        self.pieces.push(name);
+        self.renewed = Instant::now();
+        Ok(())
+    }
+
+    fn renew(&mut self) -> anyhow::Result<()> {
+        if self.renewed.elapsed() < self.interval {
+            return Ok(());
+        }
+        self.piece(&format!("renewed-{:06}", self.pieces.len()), b"")
+    }
+
+    /// The entries of an object that is closed, one a line behind a line for the object.
+    fn closed(&mut self, record: &ObjectRecord, entries: Spool) -> anyhow::Result<()> {
+        let name = place::join(&self.folder, &format!("{:06}.entries", self.pieces.len()));
+        let mut upload = self.destination.put(&name)?;
+        let closed =
+            Closed { object: record.object.clone(), size: record.size, checksum: record.checksum };
+        let mut write = || -> anyhow::Result<()> {
+            serde_json::to_writer(&mut upload, &closed)?;
+            upload.write_all(b"\n")?;
+            let mut line = Vec::new();
+            for entry in entries.finish()?.iter() {
+                line.clear();
+                entry?.write_canonical(&mut line);
+                line.push(b'\n');
+                upload.write_all(&line)?;
+            }
+            Ok(())
+        };
+        write().with_context(|| format!("cannot store '{name}'"))?;
+        upload.commit()?;
+        self.pieces.push(name);
+        self.renewed = Instant::now();
+        Ok(())
+    }
+
+    /// Removes the list; the manifest speaks for the objects now.
+    pub fn remove(self) -> Vec<crate::destination::Error> {
+        self.destination.delete(&self.pieces)
+    }
+
+    /// Stores what comes through the queue until its sender is dropped.
+    ///
+    /// # Errors
+    /// Those of the destination; the object that was open then leaves nothing but its name here.
+    pub fn run(&mut self, queue: Queue) -> Stored {
+        let mut open: Option<(String, HashWriter<Box<dyn Upload + 'a>>)> = None;
+        let mut stored = Vec::new();
+        for message in queue.0 {
+            match message {
+                Message::Open(object) => {
+                    let named = Named { object: object.clone() };
+                    let piece = format!("{:06}.name", self.pieces.len());
+                    self.piece(&piece, &serde_json::to_vec(&named)?)?;
+                    let name = place::join(&self.backup_folder, &object);
+                    open = Some((object, HashWriter::new(self.destination.put(&name)?)));
+                }
+                Message::Bytes(bytes) => {
+                    if let Some((object, upload)) = &mut open {
+                        upload.write_all(&bytes).with_context(|| {
+                            format!("cannot store '{object}' at '{}'", self.destination.describe())
+                        })?;
+                    }
+                    self.renew()?;
+                }
+                Message::Close(entries) => {
+                    if let Some((object, upload)) = open.take() {
+                        let (upload, checksum, size) = upload.finish();
+                        upload.commit()?;
+                        let record = ObjectRecord {
+                            backup: None,
+                            checksum,
+                            live: 0,
+                            object,
+                            size,
+                            extra: serde_json::Map::new(),
+                        };
+                        self.closed(&record, entries)?;
+                        stored.push(record);
+                    }
+                }
+                Message::Renew => self.renew()?,
+            }
+        }
+        Ok(stored)
+    }
+}
+
+/// Reads the entries of an object that a dead push had closed.
+///
+/// # Errors
+/// Those of the destination; a piece that is malformed.
+pub fn read_closed(
+    destination: &dyn Destination,
+    piece: &str,
+    mut take: impl FnMut(bk_manifest::entry::Entry) -> anyhow::Result<()>,
+) -> anyhow::Result<Closed> {
+    let mut lines = BufReader::new(destination.read(piece, None)?);
+    let mut line = Vec::new();
+    let mut next = |line: &mut Vec<u8>| -> anyhow::Result<bool> {
+        line.clear();
+        let limit = 1 << 20;
+        Ok(lines.by_ref().take(limit).read_until(b'\n', line)? > 0)
+    };
+    next(&mut line)?;
+    let closed: Closed = serde_json::from_slice(&line)?;
+    while next(&mut line)? {
+        take(serde_json::from_slice(&line)?)?;
+    }
+    Ok(closed)
+}
