@@ -1,1 +1,23 @@
-fn main() {}
+//! The tools together, through the real binaries.
+
+mod contract;
+mod damage;
+mod durability;
+mod harness;
+mod help;
+mod interrupt;
+mod pipeline;
+mod postgres;
+mod source_changes;
+
+#[test]
+fn every_file_here_is_a_module() {
+    let main = include_str!("main.rs");
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            let name = path.file_stem().unwrap().to_str().unwrap();
+            assert!(name == "main" || main.contains(&format!("mod {name};")), "{name} is not run");
+        }
+    }
+}

@@ -126,10 +126,11 @@ pub fn fetch(
     let restore = Restore { target: &target, progress, lost: Mutex::new(Vec::new()) };
     plan.run(&*store.destination, &document.entries, &restore)?;
     let mut lost = restore.lost.into_inner().unwrap_or_default();
-    finish(document, options, &target, &mut lost)?;
+    // Before folders get their times: sweeping changes them.
     if options.occupied != Occupied::Refuse {
         list_strangers(document, &target, progress)?;
     }
+    finish(document, options, &target, &mut lost)?;
     target.sync().context("cannot bring the target to the disk")?;
     write_marker(&options.target, &FetchMarker { is_complete: lost.is_empty(), ..marker })?;
     progress.end();

@@ -1,6 +1,7 @@
 //! Gets content out of stored objects again: frame by frame, on all cores, every byte hashed.
 
 use std::io::{self, Read, Write};
+use std::ops::Range;
 
 use anyhow::Context;
 use bk_manifest::digest::Hasher;
@@ -18,10 +19,10 @@ const ORDER_BUDGET: usize = 16 << 20;
 const BATCH_BYTES: u64 = 8 << 20;
 /// Groups of files decoded together.
 const BATCH_GROUPS: usize = 64;
-/// Frames longer than this are decoded as a stream instead of in memory.
+/// What one group counts for at most in a batch, in bytes: longer ones are decoded as a stream.
 const STREAMED_LENGTH: u64 = 4 << 20;
-/// Most that one shared frame group may decode to, in bytes: a bound against a hostile object.
-const DECODED_LIMIT: u64 = 64 << 20;
+/// Most that is decoded in memory for the files that share their frames, in bytes.
+const SHARED_LIMIT: u64 = 16 << 20;
 
 /// What becomes of content that is read.
 ///
@@ -144,9 +145,11 @@ fn read_group<R: Receive>(
     group: &Group,
     receive: &R,
 ) -> anyhow::Result<()> {
+    // Copies of one large file lie in the same bytes too, and may decode to far more than these.
+    let decoded = group.entries.iter().map(decoded_end).max().unwrap_or(0);
     match group.range {
-        Some((_, length)) if length <= STREAMED_LENGTH && group.entries.len() > 1 => {
-            read_shared(destination, group, receive)
+        Some((start, length)) if group.entries.len() > 1 && decoded <= SHARED_LIMIT => {
+            read_shared(destination, group, start..start.saturating_add(length), decoded, receive)
         }
         _ => group.entries.iter().try_for_each(|entry| {
             let open = || open(destination, &group.object, entry.at.as_ref());
@@ -158,26 +161,36 @@ fn read_group<R: Receive>(
     }
 }
 
+/// Where an entry's content ends in what its frames decode to.
+fn decoded_end(entry: &Entry) -> u64 {
+    let skip = entry.at.as_ref().and_then(|at| at.skip).unwrap_or(0);
+    skip.saturating_add(entry.size.unwrap_or(0))
+}
+
 /// Small files that share their frames: read and decoded once.
+///
+/// What was decoded before damage is used: each file's checksum says whether it is whole.
 fn read_shared<R: Receive>(
     destination: &dyn Destination,
     group: &Group,
+    range: Range<u64>,
+    length: u64,
     receive: &R,
 ) -> anyhow::Result<()> {
-    let decode = || -> anyhow::Result<Vec<u8>> {
-        let range = group.range.map(|(start, length)| start..start.saturating_add(length));
-        let stored = destination.read(&group.object, range)?;
-        let mut decoded = Vec::new();
-        zstd::stream::read::Decoder::new(stored)?.take(DECODED_LIMIT).read_to_end(&mut decoded)?;
-        Ok(decoded)
+    let mut decoded = Vec::new();
+    let decode = || -> anyhow::Result<()> {
+        let stored = destination.read(&group.object, Some(range))?;
+        zstd::stream::read::Decoder::new(stored)?.take(length).read_to_end(&mut decoded)?;
+        Ok(())
     };
-    let decoded = decode();
+    let fault = decode().err().map(|error| format!("{error:#}"));
     for entry in &group.entries {
         let skip = entry.at.as_ref().and_then(|at| at.skip).unwrap_or(0);
         let skip = usize::try_from(skip).unwrap_or(usize::MAX);
-        match &decoded {
-            Ok(bytes) => deliver(entry, &mut bytes.get(skip..).unwrap_or(&[]), receive)?,
-            Err(error) => deliver(entry, &mut Broken(format!("{error:#}")), receive)?,
+        let mut bytes = decoded.get(skip..).unwrap_or(&[]);
+        match &fault {
+            Some(fault) => deliver(entry, &mut bytes.chain(Broken(fault.clone())), receive)?,
+            None => deliver(entry, &mut bytes, receive)?,
         }
     }
     Ok(())

@@ -1,0 +1,1 @@
+//! PostgreSQL, with a private server of the tests' own.
