@@ -57,6 +57,11 @@ pub fn add(
         fail(Exit::NotFound, format!("cannot open '{}': {error}", root.display()))
     })?;
     let mut header = incoming.header().clone();
+    if header.backup()?.is_some_and(|backup| backup.kind.is_some()) {
+        return Err(Failure::new(Exit::Usage, "the manifest is that of a stored backup")
+            .hint("begin a new one: bk-manifest new --app NAME | bk-manifest add --root DIR | …")
+            .into());
+    }
     let mut run = header.run()?;
     let source = source(&root_path, options);
     check_overlap(&run, &source)?;
@@ -90,7 +95,7 @@ pub fn add(
         if let Some(parent) = &mut parent {
             parent.complete(&mut entry, options)?;
         }
-        if options.hash { merge.hash_later(entry, &mut unreadable) } else { merge.entry(entry) }
+        if options.hash { merge.hash_later(entry, &mut unreadable) } else { merge.entry(&entry) }
     })?;
     progress.end();
     merge.flush_hashes(&mut unreadable)?;
@@ -219,7 +224,7 @@ struct Merge<'a, 'r, W> {
 }
 
 impl<W: Write> Merge<'_, '_, W> {
-    fn entry(&mut self, entry: Entry) -> anyhow::Result<()> {
+    fn entry(&mut self, entry: &Entry) -> anyhow::Result<()> {
         while let Some(pending) = &self.pending {
             if pending.path > entry.path {
                 break;
@@ -235,7 +240,7 @@ impl<W: Write> Merge<'_, '_, W> {
                 return Ok(());
             }
         }
-        Ok(self.writer.entry(&entry)?)
+        Ok(self.writer.entry(entry)?)
     }
 
     fn hash_later(&mut self, entry: Entry, left_out: &mut LeftOut) -> anyhow::Result<()> {
@@ -254,11 +259,16 @@ impl<W: Write> Merge<'_, '_, W> {
         crate::signal::check()?;
         for (path, error) in &errors {
             self.progress.warn(&format!("cannot read '{path}': {error}"));
-            left_out.add(Reason::Unreadable, path);
+            let has_changed = error.get_ref().and_then(|inner| inner.downcast_ref::<Changed>());
+            let reason = match has_changed {
+                Some(Changed) => Reason::ChangedWhileRead,
+                None => Reason::Unreadable,
+            };
+            left_out.add(reason, path);
         }
         for entry in batch {
             if !errors.iter().any(|(path, _)| *path == entry.path) {
-                self.entry(entry)?;
+                self.entry(&entry)?;
             }
         }
         Ok(())
@@ -279,6 +289,11 @@ impl<W: Write> Merge<'_, '_, W> {
     }
 }
 
+/// The file was not as long as the walk had found it.
+#[derive(Debug, thiserror::Error)]
+#[error("it changed while it was read")]
+struct Changed;
+
 fn hash(root: &Root, prefix: Option<&RelPath>, entry: &mut Entry) -> std::io::Result<()> {
     let below = match prefix.and_then(|prefix| entry.path.below(prefix)) {
         Some(below) => RelPath::new(below).map_err(std::io::Error::other)?,
@@ -287,7 +302,7 @@ fn hash(root: &Root, prefix: Option<&RelPath>, entry: &mut Entry) -> std::io::Re
     let file = Cursor::new(root).open_file(&below)?;
     let (checksum, size) = Digest::of_reader(file)?;
     if entry.is_file() && entry.size != Some(size) {
-        return Err(std::io::Error::other("changed while it was read"));
+        return Err(std::io::Error::other(Changed));
     }
     entry.checksum = Some(checksum);
     Ok(())

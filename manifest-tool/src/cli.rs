@@ -1,17 +1,26 @@
 //! The command line of `bk-manifest`.
 
-use std::io::Read;
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 use crate::add;
+use crate::check;
+use crate::diff;
 use crate::entry::{DEFAULT_COMPONENT, Trust};
+use crate::env_file;
 use crate::exit::{Exit, Failure, fail};
+use crate::ls;
 use crate::manifest::{Application, Backup, Header, ParentFile, Run, Trailer, is_name};
+use crate::progress::Progress;
 use crate::scan::{self, Excludes};
+use crate::select::Selection;
+use crate::settings;
 use crate::shell::{Console, EXIT_CODES_HELP, Verbosity};
+use crate::show::Summary;
 use crate::stream::{Format, Reader, Writer};
 use crate::time::Time;
 
@@ -31,6 +40,18 @@ enum Command {
     New(NewArgs),
     /// Add the entries of a tree to the manifest
     Add(AddArgs),
+    /// Say what a backup is and holds, for people
+    Show(ShowArgs),
+    /// List the paths of a manifest
+    Ls(LsArgs),
+    /// Say what differs between two manifests: + added, - removed, M content, m metadata only
+    Diff(DiffArgs),
+    /// Print the manifest in the other form; its checksums stay the same
+    Convert(ConvertArgs),
+    /// Read manifests to their end; say nothing if they are whole, else end with 21
+    Check(CheckArgs),
+    /// Print the known settings of the environment and an env file, NUL-separated, for a script
+    Settings(SettingsArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -39,7 +60,7 @@ struct NewArgs {
     #[arg(long, env = "BACKUP_APP")]
     app: String,
     /// Version of the application
-    #[arg(long)]
+    #[arg(long, env = "BACKUP_APP_VERSION")]
     app_version: Option<String>,
     /// Name that tells several series of one application apart
     #[arg(long)]
@@ -50,6 +71,7 @@ struct NewArgs {
 }
 
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 struct AddArgs {
     /// Folder that the paths are relative to
     #[arg(long, value_name = "DIR", env = "BACKUP_ROOT")]
@@ -85,6 +107,84 @@ struct AddArgs {
     ignore_inode: bool,
 }
 
+#[derive(Debug, clap::Args)]
+struct ShowArgs {
+    /// Manifest to read [default: standard input]
+    #[arg(value_name = "FILE", default_value = "-", hide_default_value = true)]
+    file: PathBuf,
+    /// Print everything but the entries as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct LsArgs {
+    /// Manifest to read [default: standard input]
+    #[arg(value_name = "FILE", default_value = "-", hide_default_value = true)]
+    file: PathBuf,
+    /// Print mode, owner, size, time and target too
+    #[arg(short, long)]
+    long: bool,
+    /// Print the raw bytes of the paths, each followed by a NUL, for xargs -0
+    #[arg(short = '0', long, conflicts_with = "long")]
+    null: bool,
+    /// List only what matches and what is below it; `*` stays within a folder, `**` does not (can be repeated)
+    #[arg(long, value_name = "GLOB")]
+    path: Vec<String>,
+    /// List only entries of this component (can be repeated)
+    #[arg(long, value_name = "NAME")]
+    component: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
+struct DiffArgs {
+    /// Older manifest; `-` is standard input
+    old: PathBuf,
+    /// Newer manifest; `-` is standard input
+    new: PathBuf,
+    /// Print a JSON object for each difference
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct ConvertArgs {
+    /// Form to print
+    #[arg(long, value_enum)]
+    format: FormatName,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum FormatName {
+    /// One JSON document, one entry a line
+    Json,
+    /// Block style for people, one entry a line
+    Yaml,
+}
+
+#[derive(Debug, clap::Args)]
+struct CheckArgs {
+    /// Manifests to read [default: standard input]
+    #[arg(value_name = "FILE", default_value = "-", hide_default_value = true)]
+    files: Vec<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+struct SettingsArgs {
+    /// Read FILE too, by the rules of Docker Compose; the environment beats it, nothing is executed
+    #[arg(long, value_name = "FILE")]
+    env_file: Option<PathBuf>,
+    /// Fail if this setting has no value (can be repeated)
+    #[arg(long, value_name = "NAME")]
+    require: Vec<String>,
+    /// Print the settings for people, with where each comes from; secrets are masked
+    #[arg(long)]
+    show: bool,
+    /// Print an annotated env file with all settings
+    #[arg(long, conflicts_with_all = ["show", "env_file", "require"])]
+    example: bool,
+}
+
 /// The part of the arguments that the shell needs.
 pub fn verbosity(args: &Args) -> &Verbosity {
     &args.verbosity
@@ -98,6 +198,12 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<Exit> {
     match &args.command {
         Command::New(args) => new(args, console),
         Command::Add(args) => run_add(args, console),
+        Command::Show(args) => run_show(args, console),
+        Command::Ls(args) => run_ls(args, console),
+        Command::Diff(args) => run_diff(args, console),
+        Command::Convert(args) => run_convert(args, console),
+        Command::Check(args) => run_check(args, console),
+        Command::Settings(args) => run_settings(args, console),
     }
 }
 
@@ -221,6 +327,155 @@ fn run_add(args: &AddArgs, console: &Console) -> anyhow::Result<Exit> {
     let input = console.input("bk-manifest new --app NAME | bk-manifest add --root DIR | …")?;
     let reader = Reader::new(Box::new(input) as Box<dyn Read>)?;
     add::add(reader, console.output(), &args.root, &options, console)
+}
+
+/// A manifest named on the command line; `-` is standard input.
+fn open(path: &Path, console: &Console) -> anyhow::Result<Box<dyn Read>> {
+    if path == Path::new("-") {
+        let example = "bk-push manifest latest --from DEST | bk-manifest show";
+        return Ok(Box::new(console.input(example)?));
+    }
+    let file = std::fs::File::open(path).map_err(|error| {
+        fail(Exit::Usage, format!("cannot open the manifest '{}': {error}", path.display()))
+    })?;
+    Ok(Box::new(file))
+}
+
+/// What an error is about, where standard input needs no name.
+fn about(path: &Path) -> String {
+    if path == Path::new("-") { "standard input".into() } else { format!("'{}'", path.display()) }
+}
+
+fn run_show(args: &ShowArgs, console: &Console) -> anyhow::Result<Exit> {
+    let input = open(&args.file, console)?;
+    let read = || Summary::read(Reader::new(input)?);
+    let summary = read().with_context(|| about(&args.file))?;
+    let mut output = console.text_output();
+    if args.json {
+        summary.write_json(&mut output)?;
+    } else {
+        summary.write_text(&mut output)?;
+    }
+    Ok(Exit::Done)
+}
+
+fn run_ls(args: &LsArgs, console: &Console) -> anyhow::Result<Exit> {
+    let selection = Selection::new(&args.path, &args.component)?;
+    let form = match (args.long, args.null) {
+        (true, _) => ls::Form::Long,
+        (_, true) => ls::Form::Raw,
+        _ => ls::Form::Short,
+    };
+    let input = open(&args.file, console)?;
+    let reader = Reader::new(input).with_context(|| about(&args.file))?;
+    ls::ls(reader, &mut console.text_output(), &selection, form)
+        .with_context(|| about(&args.file))?;
+    Ok(Exit::Done)
+}
+
+fn run_diff(args: &DiffArgs, console: &Console) -> anyhow::Result<Exit> {
+    if args.old == Path::new("-") && args.new == Path::new("-") {
+        return Err(fail(Exit::Usage, "only one of the manifests can be standard input"));
+    }
+    let reader = |path: &Path| -> anyhow::Result<Reader<'static>> {
+        Reader::new(open(path, console)?).with_context(|| about(path))
+    };
+    let (old, new) = (reader(&args.old)?, reader(&args.new)?);
+    let form = if args.json { diff::Form::Json } else { diff::Form::Text };
+    let counts = diff::diff(old, new, &mut console.text_output(), form)?;
+    console.note(&format!(
+        "{} added, {} removed, {} with other content, {} with other metadata",
+        counts.added, counts.removed, counts.content, counts.metadata
+    ));
+    Ok(Exit::Done)
+}
+
+fn run_convert(args: &ConvertArgs, console: &Console) -> anyhow::Result<Exit> {
+    let format = match args.format {
+        FormatName::Json => Format::Json,
+        FormatName::Yaml => Format::Yaml,
+    };
+    let input =
+        console.input("bk-manifest convert --format yaml < manifest.json > manifest.yaml")?;
+    let mut reader = Reader::new(input)?;
+    let mut writer = Writer::new(console.output(), format, reader.header().clone())?;
+    crate::stream::copy_entries(&mut reader, &mut writer)?;
+    let (_, trailer) = reader.end()?;
+    let exit = trailer.exit()?;
+    writer.end(trailer)?;
+    Ok(exit)
+}
+
+fn run_check(args: &CheckArgs, console: &Console) -> anyhow::Result<Exit> {
+    let check = |path: &PathBuf| -> anyhow::Result<()> {
+        let (_, trailer) = check::check(open(path, console)?).with_context(|| about(path))?;
+        console.note(&format!("{}: whole, {} entries", about(path), trailer.totals.count));
+        Ok(())
+    };
+    if let [file] = &args.files[..] {
+        check(file)?;
+        return Ok(Exit::Done);
+    }
+    let mut faults = Vec::new();
+    for file in &args.files {
+        if let Err(error) = check(file) {
+            crate::signal::check()?;
+            console.warn(&format!("{error:#}"));
+            faults.push(crate::exit::classify(&error));
+        }
+    }
+    match faults.iter().max_by_key(|exit| exit.code()) {
+        None => Ok(Exit::Done),
+        Some(worst) => {
+            let message = format!("{} of {} are at fault", faults.len(), args.files.len());
+            Err(fail(*worst, message))
+        }
+    }
+}
+
+fn run_settings(args: &SettingsArgs, console: &Console) -> anyhow::Result<Exit> {
+    let mut output = console.text_output();
+    if args.example {
+        output.write_all(settings::example().as_bytes())?;
+        output.flush()?;
+        return Ok(Exit::Done);
+    }
+    let env_file = match &args.env_file {
+        Some(path) => read_env_file(path, console)?,
+        None => BTreeMap::new(),
+    };
+    for name in settings::misspelled(&env_file) {
+        console.warn(&format!("'{name}' is no setting of bk: is it misspelled?"));
+    }
+    let environment = |name: &str| std::env::var_os(name);
+    let sources = settings::Sources { environment: &environment, env_file: &env_file };
+    let settings = settings::resolve(&sources, &args.require)
+        .map_err(|error| fail(Exit::Usage, error.to_string()))?;
+    if args.show {
+        settings::write_shown(&mut output, &settings)?;
+    } else {
+        settings::write_pairs(&mut output, &settings)?;
+    }
+    Ok(Exit::Done)
+}
+
+fn read_env_file(path: &Path, console: &Console) -> anyhow::Result<BTreeMap<String, String>> {
+    use std::os::unix::fs::PermissionsExt;
+    let shown = path.display();
+    let cannot =
+        |error: std::io::Error| fail(Exit::Usage, format!("cannot read '{shown}': {error}"));
+    let mut file = std::fs::File::open(path).map_err(cannot)?;
+    let mode = file.metadata().map_err(cannot)?.permissions().mode();
+    if mode & 0o004 != 0 {
+        console.warn(&format!("others can read '{shown}', which may hold secrets: chmod 600 it"));
+    }
+    if mode & 0o022 != 0 {
+        console.warn(&format!("others can write '{shown}': chmod 600 it"));
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(cannot)?;
+    env_file::parse(&text, &|name| std::env::var(name).ok())
+        .map_err(|error| fail(Exit::Usage, format!("'{shown}', {error}")))
 }
 
 #[cfg(test)]

@@ -114,7 +114,12 @@ pub fn classify(error: &anyhow::Error) -> Exit {
 
 /// Whether an error is a closed pipe on our own output; it is a failure without a message.
 pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| cause.downcast_ref::<ClosedPipe>().is_some())
+    error.chain().any(|cause| {
+        // An I/O error's source is that of the error inside it, which so is in no chain.
+        let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        let inner = inner.and_then(|inner| inner.downcast_ref::<ClosedPipe>());
+        inner.is_some() || cause.is::<ClosedPipe>()
+    })
 }
 
 /// The reader of our standard output has gone.
@@ -131,6 +136,13 @@ mod tests {
         let error = fail(Exit::NotFound, "no backup").context("looking for the parent");
         assert_eq!(classify(&error), Exit::NotFound);
         assert_eq!(classify(&anyhow::anyhow!("disk full")), Exit::Failed);
+    }
+
+    #[test]
+    fn a_closed_pipe_is_found_inside_an_io_error() {
+        let error = std::io::Error::new(std::io::ErrorKind::BrokenPipe, ClosedPipe);
+        assert!(is_closed_pipe(&anyhow::Error::from(error).context("writing")));
+        assert!(!is_closed_pipe(&std::io::Error::from(std::io::ErrorKind::BrokenPipe).into()));
     }
 
     #[test]

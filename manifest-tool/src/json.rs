@@ -113,9 +113,15 @@ pub fn parse(bytes: &[u8]) -> serde_json::Result<Value> {
 
 /// The bytes that `jq -cS` prints for a value, without the newline.
 ///
-/// `serde_json` keeps its maps sorted and escapes what jq escapes.
+/// `serde_json` keeps its maps sorted and escapes what jq escapes, but for DEL.
 pub fn canonical(value: &Value) -> Vec<u8> {
-    value.to_string().into_bytes()
+    let text = value.to_string();
+    if text.contains('\u{7f}') { text.replace('\u{7f}', "\\u007f") } else { text }.into_bytes()
+}
+
+/// Whether a byte is white space between JSON values (RFC 8259, section 2).
+pub fn is_blank(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
 
 /// Appends a string literal. The text must hold no control characters.
@@ -183,7 +189,7 @@ impl<R: BufRead> Cutter<R> {
             if buffer.is_empty() {
                 return Ok(None);
             }
-            let blank = buffer.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+            let blank = buffer.iter().take_while(|byte| is_blank(**byte)).count();
             let found = buffer.get(blank).copied();
             self.consume(blank);
             if found.is_some() {
@@ -232,7 +238,7 @@ impl<R: BufRead> Cutter<R> {
             let mut ended = false;
             for byte in buffer {
                 if is_scalar {
-                    if matches!(byte, b',' | b'}' | b']' | b':') || byte.is_ascii_whitespace() {
+                    if matches!(byte, b',' | b'}' | b']' | b':') || is_blank(*byte) {
                         ended = true;
                         break;
                     }
@@ -296,8 +302,9 @@ mod tests {
 
     #[test]
     fn canonical_sorts_and_escapes_as_jq_does() {
-        let value = parse(br#" {"b" : "\u00e4\/\n\u0001\"", "a":[ 1, null ]} "#).unwrap();
-        assert_eq!(canonical(&value), "{\"a\":[1,null],\"b\":\"ä/\\n\\u0001\\\"\"}".as_bytes());
+        let value = parse(br#" {"b" : "\u00e4\/\n\u0001\"\u007f", "a":[ 1, null ]} "#).unwrap();
+        let expected = r#"{"a":[1,null],"b":"ä/\n\u0001\"\u007f"}"#;
+        assert_eq!(canonical(&value), expected.as_bytes());
     }
 
     #[test]

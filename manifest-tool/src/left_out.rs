@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::path::{self, RelPath};
 
@@ -39,9 +40,12 @@ impl Reason {
 }
 
 /// Counts and names by reason.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct LeftOut(BTreeMap<Reason, Group>);
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    groups: BTreeMap<Reason, Group>,
+    /// Reasons that this version does not know; kept as they came.
+    others: Map<String, Value>,
+}
 
 /// What was left out for one reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,7 +53,11 @@ pub struct Group {
     /// How many paths; a folder counts once, whatever it holds.
     pub count: u64,
     /// The first of them.
+    #[serde(default)]
     pub names: Vec<Name>,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
 }
 
 /// A path in the list.
@@ -65,8 +73,9 @@ pub enum Name {
 impl LeftOut {
     /// Counts a path, and keeps its name while there is room.
     pub fn add(&mut self, reason: Reason, path: &RelPath) {
-        let has_room = self.0.values().map(|group| group.names.len()).sum::<usize>() < NAMES_LIMIT;
-        let group = self.0.entry(reason).or_default();
+        let has_room =
+            self.groups.values().map(|group| group.names.len()).sum::<usize>() < NAMES_LIMIT;
+        let group = self.groups.entry(reason).or_default();
         group.count += 1;
         if has_room {
             group.names.push(match path.as_text() {
@@ -78,27 +87,66 @@ impl LeftOut {
 
     /// Adds what an earlier step left out.
     pub fn merge(&mut self, other: LeftOut) {
-        for (reason, group) in other.0 {
-            let kept: usize = self.0.values().map(|group| group.names.len()).sum();
-            let mine = self.0.entry(reason).or_default();
-            mine.count += group.count;
+        self.others.extend(other.others);
+        for (reason, group) in other.groups {
+            let kept: usize = self.groups.values().map(|group| group.names.len()).sum();
+            let mine = self.groups.entry(reason).or_default();
+            mine.count = mine.count.saturating_add(group.count);
+            mine.extra.extend(group.extra);
             mine.names.extend(group.names.into_iter().take(NAMES_LIMIT.saturating_sub(kept)));
         }
     }
 
     /// How many paths were left out for this reason.
     pub fn count(&self, reason: Reason) -> u64 {
-        self.0.get(&reason).map_or(0, |group| group.count)
+        self.groups.get(&reason).map_or(0, |group| group.count)
     }
 
     /// The reasons and what they left out.
     pub fn iter(&self) -> impl Iterator<Item = (Reason, &Group)> {
-        self.0.iter().map(|(reason, group)| (*reason, group))
+        self.groups.iter().map(|(reason, group)| (*reason, group))
+    }
+
+    /// Reasons that this version does not know, and what stands there.
+    pub fn others(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.others.iter().map(|(reason, value)| (reason.as_str(), value))
     }
 
     /// Whether something was left out that should not have been.
     pub fn has_fault(&self) -> bool {
-        self.0.iter().any(|(reason, group)| reason.is_fault() && group.count > 0)
+        self.groups.iter().any(|(reason, group)| reason.is_fault() && group.count > 0)
+    }
+}
+
+impl Serialize for LeftOut {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeMap;
+        let mut map = serializer.serialize_map(None)?;
+        for (reason, group) in &self.groups {
+            map.serialize_entry(reason, group)?;
+        }
+        for (reason, value) in &self.others {
+            map.serialize_entry(reason, value)?;
+        }
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for LeftOut {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut left_out = LeftOut::default();
+        for (name, value) in Map::deserialize(deserializer)? {
+            match Reason::deserialize(Value::from(name.as_str())) {
+                Ok(reason) => {
+                    let group = Group::deserialize(value).map_err(serde::de::Error::custom)?;
+                    left_out.groups.insert(reason, group);
+                }
+                Err(_) => {
+                    left_out.others.insert(name, value);
+                }
+            }
+        }
+        Ok(left_out)
     }
 }
 
@@ -107,13 +155,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn reasons_of_a_later_version_are_kept() {
+        let json = serde_json::json!({"socket":{"count":1,"names":[],"x":2},"too_odd":{"count":3}});
+        let mut left_out: LeftOut = serde_json::from_value(json.clone()).unwrap();
+        left_out.merge(LeftOut::default());
+        assert_eq!(serde_json::to_value(&left_out).unwrap(), json);
+    }
+
+    #[test]
     fn counts_go_on_where_names_stop() {
         let mut left_out = LeftOut::default();
         let path = RelPath::new("a\n").unwrap();
         for _ in 0..NAMES_LIMIT + 5 {
             left_out.add(Reason::Socket, &path);
         }
-        let group = left_out.0.get(&Reason::Socket).unwrap();
+        let group = left_out.groups.get(&Reason::Socket).unwrap();
         assert_eq!((group.count, group.names.len()), (NAMES_LIMIT as u64 + 5, NAMES_LIMIT));
         assert!(!left_out.has_fault());
         let json = serde_json::to_value(&left_out).unwrap();

@@ -122,9 +122,8 @@ fn filter_bits(key: u128, words: u64) -> impl Iterator<Item = (usize, u64)> {
     let second = mix(high ^ first) | 1;
     (0..3u64).map(move |number| {
         let bit = first.wrapping_add(second.wrapping_mul(number)) % (words * 64);
-        #[expect(clippy::cast_possible_truncation, reason = "less than the filter's length")]
-        let word = (bit / 64) as usize;
-        (word, 1 << (bit % 64))
+        // Less than the filter's length, which is one of a Vec.
+        (usize::try_from(bit / 64).unwrap_or(0), 1 << (bit % 64))
     })
 }
 

@@ -43,6 +43,23 @@ impl Members {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
     }
 
+    /// Refuses members that belong to the other side of `files`, and known ones out of order.
+    pub(crate) fn check_order(&self, order: &[&str], other: &[&str]) -> Result<(), Error> {
+        let mut last = None;
+        for (name, _) in self.iter() {
+            if name == "files" || other.contains(&name) {
+                let message = format!("'{name}' stands on the wrong side of the entries");
+                return Err(Error::Malformed(message));
+            }
+            let rank = order.iter().position(|known| *known == name);
+            if rank.is_some() && rank < last {
+                return Err(Error::Malformed(format!("'{name}' stands too late")));
+            }
+            last = rank.or(last);
+        }
+        Ok(())
+    }
+
     /// Replaces a member, or puts it where the order has it.
     fn set(&mut self, order: &[&str], name: &str, value: Value) {
         if let Some(known) = self.0.iter_mut().find(|(known, _)| known == name) {
@@ -321,7 +338,19 @@ impl Header {
     /// # Errors
     /// If the member is malformed.
     pub fn chain(&self) -> Result<BTreeMap<String, String>, Error> {
-        self.0.view("chain")
+        let chain: BTreeMap<String, String> = self.0.view("chain")?;
+        for (id, folder) in &chain {
+            let mut parts = folder.split('/').skip_while(|part| matches!(*part, "." | ".."));
+            let leads_out = parts.any(|part| part == "..");
+            if !is_name(id) || leads_out || folder.starts_with('/') || folder.contains('\0') {
+                return Err(Error::Malformed(format!(
+                    "'chain' cannot hold '{}': '{}'",
+                    id.escape_debug(),
+                    folder.escape_debug()
+                )));
+            }
+        }
+        Ok(chain)
     }
 
     /// Facts of this run.
@@ -364,7 +393,16 @@ impl Trailer {
     /// # Errors
     /// If the member is malformed, as all views.
     pub fn components(&self) -> Result<Vec<Component>, Error> {
-        self.members.view("components")
+        let components: Vec<Component> = self.members.view("components")?;
+        for (number, Component { name, .. }) in components.iter().enumerate() {
+            let is_double = components[..number].iter().any(|earlier| earlier.name == *name);
+            if is_double || !is_name(name) {
+                let name = name.escape_debug();
+                let what = if is_double { "two of the name" } else { "one of the name" };
+                return Err(Error::Malformed(format!("'components' cannot hold {what} '{name}'")));
+            }
+        }
+        Ok(components)
     }
 
     /// Replaces the components.

@@ -179,7 +179,7 @@ impl Walk<'_> {
             statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(|error| not_there(error.into()))?;
             let parent = parent.try_clone_to_owned().context("cannot keep a folder open")?;
-            self.visit(parent.as_fd(), name, path.clone())?;
+            self.visit(parent.as_fd(), name, &path)?;
             last = Some(path);
         }
         Ok(())
@@ -228,7 +228,7 @@ impl Walk<'_> {
             if folder.is_none() && self.is_our_own(fd, &name, &path)? {
                 continue;
             }
-            self.visit(fd, &name, path)?;
+            self.visit(fd, &name, &path)?;
         }
         Ok(())
     }
@@ -262,39 +262,39 @@ impl Walk<'_> {
         Ok(true)
     }
 
-    fn visit(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: RelPath) -> anyhow::Result<()> {
+    fn visit(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: &RelPath) -> anyhow::Result<()> {
         crate::signal::check()?;
         let stat = match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
-            Err(Errno::NOENT) => return self.leave_out(Reason::Vanished, &path, None),
-            Err(error) => return self.leave_out(Reason::Unreadable, &path, Some(&error.into())),
+            Err(Errno::NOENT) => return self.leave_out(Reason::Vanished, path, None),
+            Err(error) => return self.leave_out(Reason::Unreadable, path, Some(&error.into())),
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
         if self.options.excludes.matches(path.as_path(), kind == FileType::Directory) {
-            return self.leave_out(Reason::Excluded, &path, None);
+            return self.leave_out(Reason::Excluded, path, None);
         }
         if self.options.one_file_system && stat.st_dev != self.device {
-            return self.leave_out(Reason::OtherFileSystem, &path, None);
+            return self.leave_out(Reason::OtherFileSystem, path, None);
         }
         let device = || (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
         let kind = match kind {
-            FileType::Directory => return self.folder(parent, name, &path, &stat),
+            FileType::Directory => return self.folder(parent, name, path, &stat),
             FileType::RegularFile => return self.file(path, &stat),
             FileType::Symlink => match rustix::fs::readlinkat(parent, name, Vec::new()) {
                 Ok(target) => Kind::Symlink(target.into_bytes()),
                 Err(Errno::NOENT | Errno::INVAL) => {
-                    return self.leave_out(Reason::Vanished, &path, None);
+                    return self.leave_out(Reason::Vanished, path, None);
                 }
                 Err(error) => {
-                    return self.leave_out(Reason::Unreadable, &path, Some(&error.into()));
+                    return self.leave_out(Reason::Unreadable, path, Some(&error.into()));
                 }
             },
             FileType::Fifo => Kind::Fifo,
             FileType::BlockDevice => Kind::Block(device().0, device().1),
             FileType::CharacterDevice => Kind::Char(device().0, device().1),
-            _ => return self.leave_out(Reason::Socket, &path, None),
+            _ => return self.leave_out(Reason::Socket, path, None),
         };
-        let path = self.recorded(&path)?;
+        let path = self.recorded(path)?;
         (self.sink)(describe(path, kind, &stat))
     }
 
@@ -326,21 +326,21 @@ impl Walk<'_> {
         }
     }
 
-    fn file(&mut self, path: RelPath, stat: &Stat) -> anyhow::Result<()> {
+    fn file(&mut self, path: &RelPath, stat: &Stat) -> anyhow::Result<()> {
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         if self.options.size_limit.is_some_and(|limit| size > limit) {
             self.progress.warn(&format!("left out '{path}': {size} bytes are above the limit"));
-            return self.leave_out(Reason::TooLarge, &path, None);
+            return self.leave_out(Reason::TooLarge, path, None);
         }
-        let path = self.recorded(&path)?;
+        let path = self.recorded(path)?;
         if stat.st_nlink > 1 {
             let key = u128::from(stat.st_dev) << 64 | u128::from(stat.st_ino);
-            if let Some(start) = self.first_links.get(key)? {
-                let first = self.first_paths.at(start)?.path;
+            if let Some(line) = self.first_links.get(key)? {
+                let first = self.first_paths.at(line)?.path;
                 return (self.sink)(describe(path, Kind::Hardlink(first), stat));
             }
-            let start = self.first_paths.push(&Entry::new(path.clone()))?;
-            self.first_links.insert(key, start)?;
+            let line = self.first_paths.push(&Entry::new(path.clone()))?;
+            self.first_links.insert(key, line)?;
         }
         let mut entry = describe(path, Kind::File, stat);
         entry.size = Some(size);

@@ -132,6 +132,11 @@ impl Console {
         Ok(stdin.lock())
     }
 
+    /// Standard output for people and scripts that asked for it; also at a terminal.
+    pub fn text_output(&self) -> Box<dyn Write> {
+        Box::new(io::BufWriter::with_capacity(1 << 16, PipeOut(io::stdout())))
+    }
+
     /// Standard output for a manifest; at a terminal the document is not printed.
     pub fn output(&self) -> Box<dyn Write> {
         let stdout = io::stdout();

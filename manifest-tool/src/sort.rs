@@ -155,7 +155,7 @@ mod tests {
             .map(|_| {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 let length = (state >> 20) as usize % 40;
-                (0..length).map(|i| (state >> (i % 24)) as u8).collect()
+                (0..length).map(|i| (state >> (i % 24)).to_le_bytes()[0]).collect()
             })
             .collect();
         let mut expected = records.clone();
@@ -165,8 +165,8 @@ mod tests {
             for record in &records {
                 sorter.push(record).unwrap();
             }
-            let sorted: Vec<_> = sorter.finish().unwrap().map(Result::unwrap).collect();
-            assert_eq!(sorted, expected, "budget {budget}");
+            let found: Vec<_> = sorter.finish().unwrap().map(Result::unwrap).collect();
+            assert_eq!(found, expected, "budget {budget}");
         }
         assert_eq!(Sorter::new(0).finish().unwrap().count(), 0);
     }

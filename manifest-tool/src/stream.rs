@@ -3,13 +3,13 @@
 
 use std::io::{self, BufRead, Read, Write};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::digest::Digest;
 use crate::entry::Entry;
 use crate::exit::Exit;
 use crate::json::{self, CutError};
-use crate::manifest::{Header, Members, Totals, Trailer, VERSION};
+use crate::manifest::{HEADER_ORDER, Header, Members, TRAILER_ORDER, Totals, Trailer, VERSION};
 use crate::path::RelPath;
 use crate::sums::{self, FilesSum};
 use crate::syntax::{JsonSyntax, Syntax};
@@ -95,6 +95,7 @@ impl<'a> Reader<'a> {
         };
         let header = Header(syntax.header()?);
         check_version(&header)?;
+        header.0.check_order(&HEADER_ORDER, &TRAILER_ORDER)?;
         Ok(Reader {
             syntax,
             header,
@@ -153,6 +154,11 @@ impl<'a> Reader<'a> {
     pub fn end(mut self) -> Result<(Header, Trailer), Error> {
         while self.next_entry()?.is_some() {}
         let (files, members) = self.syntax.trailer()?;
+        members.check_order(&TRAILER_ORDER, &HEADER_ORDER)?;
+        if let Some((name, _)) = members.iter().find(|(name, _)| self.header.0.get(name).is_some())
+        {
+            return Err(Error::Malformed(format!("duplicate key '{}'", name.escape_debug())));
+        }
         let totals = read_totals(files)?;
         if totals.count != self.count {
             return Err(Error::Altered("'files.count'"));
@@ -173,7 +179,7 @@ impl<'a> Reader<'a> {
 fn first_byte(input: &mut impl BufRead) -> io::Result<Option<u8>> {
     loop {
         let buffer = input.fill_buf()?;
-        let blank = buffer.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+        let blank = buffer.iter().take_while(|byte| json::is_blank(**byte)).count();
         let (found, is_empty) = (buffer.get(blank).copied(), buffer.is_empty());
         input.consume(blank);
         if found.is_some() || is_empty {
@@ -187,11 +193,13 @@ pub(crate) fn check_version(header: &Header) -> Result<(), Error> {
     let Some(Value::String(version)) = header.0.get("version") else {
         return Err(Error::Malformed("'version' is missing: is this a manifest of bk?".into()));
     };
-    let major = |text: &str| text.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let major = |text: &str| {
+        let first = text.split('.').next().filter(|_| text.split('.').all(is_number))?;
+        first.parse::<u32>().ok()
+    };
     match (major(version), major(VERSION)) {
-        (Some(theirs), Some(ours)) if theirs > ours => {
-            Err(Error::TooNew(crate::path::escape(version.as_bytes())))
-        }
+        (Some(theirs), Some(ours)) if theirs > ours => Err(Error::TooNew(version.clone())),
         (Some(theirs), Some(ours)) if theirs == ours => Ok(()),
         _ => Err(Error::Malformed(format!("'version' cannot be '{}'", version.escape_debug()))),
     }
@@ -206,11 +214,19 @@ pub(crate) fn read_totals(mut files: serde_json::Map<String, Value>) -> Result<T
     let missing = |key: &str| Error::Malformed(format!("'files.{key}' is missing or no number"));
     let count = number("count").ok_or_else(|| missing("count"))?;
     let size = number("size").ok_or_else(|| missing("size"))?;
-    let checksum = match files.remove("checksum") {
-        Some(Value::String(text)) => text.parse::<Digest>().ok(),
-        _ => None,
-    };
-    Ok(Totals { count, size, checksum, extra: files })
+    let written = files.remove("checksum");
+    let checksum: Digest = written
+        .as_ref()
+        .and_then(Value::as_str)
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| Error::Malformed("'files.checksum' is missing or no digest".into()))?;
+    if let Some(written) = written
+        && written != json!(checksum)
+    {
+        // Without its prefix: kept as it stands, so that the total stays the same.
+        files.insert("checksum".into(), written);
+    }
+    Ok(Totals { count, size, checksum: Some(checksum), extra: files })
 }
 
 /// Reads a document whose entries were cut out of its middle: header and trailer are checked
@@ -231,10 +247,13 @@ pub fn read_outer(bytes: &[u8]) -> Result<(Header, Trailer), Error> {
 
 /// Compares `verification.total_checksum` with the content.
 pub(crate) fn check_total(header: &Header, trailer: &Trailer) -> Result<(), Error> {
-    if trailer.total_checksum() != Some(sums::total_checksum(header, trailer)) {
-        return Err(Error::Altered("'verification.total_checksum'"));
+    match trailer.total_checksum() {
+        None => Err(Error::Malformed("'verification.total_checksum' is missing".into())),
+        Some(total) if total != sums::total_checksum(header, trailer) => {
+            Err(Error::Altered("'verification.total_checksum'"))
+        }
+        Some(_) => Ok(()),
     }
-    Ok(())
 }
 
 /// Writes a document: header, entries, trailer.
@@ -262,7 +281,7 @@ impl<W: Write> Writer<W> {
             Format::Json => {
                 output.write_all(b"{")?;
                 for (name, value) in header.0.iter() {
-                    write!(output, "{}:{value},\n", Value::from(name))?;
+                    writeln!(output, "{}:{value},", Value::from(name))?;
                 }
                 output.write_all(b"\"files\":{\"manifest\":[")?;
             }
@@ -292,21 +311,29 @@ impl<W: Write> Writer<W> {
                 format!("'{}' stands twice or out of order", entry.path),
             ));
         }
+        let size = self.size.saturating_add(entry.size.unwrap_or(0));
+        if size > json::INTEGER_LIMIT {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "'{}' makes it more than 2^53 bytes, which no manifest can hold",
+                    entry.path
+                ),
+            ));
+        }
         self.last = Some(entry.path.clone());
         self.line.clear();
         entry.write_canonical(&mut self.line);
         self.sum.add(&self.line);
         match self.format {
-            Format::Json if self.count == 0 => self.output.write_all(b"\n")?,
-            Format::Json => self.output.write_all(b",\n")?,
-            Format::Yaml => self.output.write_all(b"  - ")?,
-        }
-        self.output.write_all(&self.line)?;
-        if self.format == Format::Yaml {
-            self.output.write_all(b"\n")?;
+            Format::Json => {
+                self.output.write_all(if self.count == 0 { b"\n" } else { b",\n" })?;
+                self.output.write_all(&self.line)?;
+            }
+            Format::Yaml => yaml::write_entry(&mut self.output, &self.line)?,
         }
         self.count += 1;
-        self.size = self.size.saturating_add(entry.size.unwrap_or(0));
+        self.size = size;
         Ok(())
     }
 
@@ -510,5 +537,8 @@ mod tests {
         writer.entry(&Entry::new(RelPath::new("b").unwrap())).unwrap();
         assert!(writer.entry(&Entry::new(RelPath::new("a").unwrap())).is_err());
         assert!(writer.entry(&Entry::new(RelPath::new("b").unwrap())).is_err());
+        let mut huge = Entry::new(RelPath::new("c").unwrap());
+        huge.size = Some(json::INTEGER_LIMIT + 1);
+        assert!(writer.entry(&huge).is_err());
     }
 }

@@ -15,6 +15,7 @@ pub const BLOCK_ENTRIES: usize = 1024;
 /// `files.checksum`: what `split -l 1024 --filter=sha256sum` prints for the entries, hashed.
 ///
 /// Blocks are hashed on other threads while the next one is filled.
+#[derive(Default)]
 pub struct FilesSum {
     block: Vec<u8>,
     entries: usize,
@@ -24,12 +25,6 @@ pub struct FilesSum {
 
 /// Blocks under way at once: enough for all cores, bounded in memory.
 const PENDING_LIMIT: usize = 16;
-
-impl Default for FilesSum {
-    fn default() -> Self {
-        FilesSum { block: Vec::new(), entries: 0, pending: VecDeque::new(), sum: Hasher::default() }
-    }
-}
 
 impl FilesSum {
     /// Takes the next entry's canonical line, without its newline.
@@ -82,7 +77,10 @@ pub(crate) fn totals_value(totals: &Totals) -> Map<String, Value> {
     files.insert("count".into(), json!(totals.count));
     files.insert("size".into(), json!(totals.size));
     if let Some(checksum) = totals.checksum {
-        files.insert("checksum".into(), json!(checksum));
+        let written = files.get("checksum").and_then(Value::as_str);
+        if written.and_then(|text| text.parse::<Digest>().ok()) != Some(checksum) {
+            files.insert("checksum".into(), json!(checksum));
+        }
     }
     files
 }
@@ -121,8 +119,8 @@ mod tests {
             blocks[number / 1024].extend_from_slice(line.as_bytes());
             blocks[number / 1024].push(b'\n');
         }
-        let printed: String =
+        let printed: Vec<String> =
             blocks.iter().map(|block| format!("{}  -\n", Digest::of(block).hex())).collect();
-        assert_eq!(sum.finish(), Digest::of(printed.as_bytes()));
+        assert_eq!(sum.finish(), Digest::of(printed.concat().as_bytes()));
     }
 }

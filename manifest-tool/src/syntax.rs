@@ -10,8 +10,10 @@ use crate::stream::Error;
 
 /// Longest entry that is read, in bytes: a path of 4 KiB a dozen times over.
 pub(crate) const ENTRY_LIMIT: usize = 1 << 20;
-/// Longest other member that is read, in bytes: `objects` of a hundred thousand volumes.
+/// Longest header or trailer that is read, in bytes: `objects` of a hundred thousand volumes.
 pub(crate) const MEMBER_LIMIT: usize = 64 << 20;
+/// What a member counts against [`MEMBER_LIMIT`] beside its value, so that their number has an end.
+const MEMBER_COST: usize = 64 << 10;
 
 /// A form of the document. The calls come in this order, `entry` until it says that there are none.
 pub(crate) trait Syntax {
@@ -28,6 +30,7 @@ pub(crate) struct JsonSyntax<R> {
     cutter: Cutter<R>,
     buffer: Vec<u8>,
     files: Map<String, Value>,
+    files_limit: usize,
     entries_read: u64,
     has_entries: bool,
 }
@@ -38,6 +41,7 @@ impl<R: BufRead> JsonSyntax<R> {
             cutter: Cutter::new(input),
             buffer: Vec::new(),
             files: Map::new(),
+            files_limit: MEMBER_LIMIT,
             entries_read: 0,
             has_entries: false,
         }
@@ -50,8 +54,8 @@ impl<R: BufRead> JsonSyntax<R> {
         Ok(key)
     }
 
-    fn value(&mut self) -> Result<Value, Error> {
-        self.cutter.value(&mut self.buffer, MEMBER_LIMIT)?;
+    fn value(&mut self, limit: usize) -> Result<Value, Error> {
+        self.cutter.value(&mut self.buffer, limit)?;
         json::parse(&self.buffer).map_err(|error| self.syntax(&error))
     }
 
@@ -87,7 +91,8 @@ impl<R: BufRead> JsonSyntax<R> {
             self.cutter.expect(b'[')?;
             return Ok(true);
         }
-        let value = self.value()?;
+        let value = self.value(ENTRY_LIMIT.min(self.files_limit))?;
+        self.files_limit = self.files_limit.saturating_sub(self.buffer.len() + MEMBER_COST);
         json::insert::<serde_json::Error>(&mut self.files, key, value)
             .map_err(|error| Error::Malformed(error.to_string()))?;
         Ok(false)
@@ -97,6 +102,7 @@ impl<R: BufRead> JsonSyntax<R> {
 impl<R: BufRead> Syntax for JsonSyntax<R> {
     fn header(&mut self) -> Result<Members, Error> {
         let mut members = Members::default();
+        let mut limit = MEMBER_LIMIT;
         self.cutter.expect(b'{')?;
         loop {
             let key = self.key()?;
@@ -106,8 +112,12 @@ impl<R: BufRead> Syntax for JsonSyntax<R> {
             if members.get(&key).is_some() {
                 return Err(Error::Malformed(format!("duplicate key '{}'", key.escape_debug())));
             }
-            let value = self.value()?;
+            let value = self.value(limit)?;
+            limit = limit.saturating_sub(self.buffer.len() + MEMBER_COST);
             members.push(key, value);
+            if self.cutter.peek()? == Some(b'}') {
+                return Err(Error::Malformed("'files' is missing".into()));
+            }
             self.cutter.expect(b',')?;
         }
         self.cutter.expect(b'{')?;
@@ -140,6 +150,7 @@ impl<R: BufRead> Syntax for JsonSyntax<R> {
             return Err(Error::Malformed("duplicate key 'manifest'".into()));
         }
         let mut members = Members::default();
+        let mut limit = MEMBER_LIMIT;
         loop {
             match self.cutter.take()? {
                 b'}' => break,
@@ -150,7 +161,8 @@ impl<R: BufRead> Syntax for JsonSyntax<R> {
             if members.get(&key).is_some() || key == "files" {
                 return Err(Error::Malformed(format!("duplicate key '{}'", key.escape_debug())));
             }
-            let value = self.value()?;
+            let value = self.value(limit)?;
+            limit = limit.saturating_sub(self.buffer.len() + MEMBER_COST);
             members.push(key, value);
         }
         if self.cutter.peek()?.is_some() {

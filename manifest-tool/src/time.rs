@@ -4,6 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+/// The first second of the year 0, the earliest that RFC 3339 can write.
+const YEAR_ZERO: i64 = -62_167_219_200;
+
 /// A point in time with nanoseconds, printed as RFC 3339 in UTC with up to nine decimals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(jiff::Timestamp);
@@ -16,9 +19,9 @@ impl Time {
 
     /// From a file's time stamp: seconds and nanoseconds since 1970.
     ///
-    /// A time outside the years -9999 to 9999 (a damaged inode) becomes the nearest that can be
-    /// written.
+    /// A time outside the years 0 to 9999 (a damaged inode) becomes the nearest that can be written.
     pub fn from_unix(seconds: i64, nanoseconds: u32) -> Self {
+        let seconds = seconds.max(YEAR_ZERO);
         let nanoseconds = i32::try_from(nanoseconds.min(999_999_999)).unwrap_or(0);
         Time(jiff::Timestamp::new(seconds, nanoseconds).unwrap_or(if seconds < 0 {
             jiff::Timestamp::MIN
@@ -94,6 +97,38 @@ impl<'de> serde::Deserialize<'de> for Time {
     }
 }
 
+/// Whether a text that is a time is in the one form that we write.
+pub(crate) fn is_ours(text: &[u8]) -> bool {
+    text.len() >= 20
+        && text[10] == b'T'
+        && text[17] < b'6'
+        && text.ends_with(b"Z")
+        && (text.len() == 20 || !text.ends_with(b"0Z"))
+}
+
+/// Whether a text has the shape that RFC 3339, section 5.6, gives to a time.
+pub(crate) fn is_rfc3339(text: &[u8]) -> bool {
+    let has_shape = |bytes: &[u8], shape: &[u8]| {
+        bytes.len() == shape.len()
+            && bytes.iter().zip(shape).all(|(byte, wanted)| match wanted {
+                b'0' => byte.is_ascii_digit(),
+                b'T' => matches!(byte, b'T' | b't' | b' '),
+                _ => byte == wanted,
+            })
+    };
+    let Some((start, rest)) = text.split_at_checked(19) else { return false };
+    let decimals = match rest.strip_prefix(b".") {
+        None => 0,
+        Some(rest) => match rest.iter().take_while(|byte| byte.is_ascii_digit()).count() {
+            digits @ 1..=9 => digits + 1,
+            _ => return false,
+        },
+    };
+    let zone = &rest[decimals..];
+    has_shape(start, b"0000-00-00T00:00:00")
+        && (matches!(zone, b"Z" | b"z") || has_shape(zone, b"+00:00") || has_shape(zone, b"-00:00"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,5 +152,6 @@ mod tests {
     #[test]
     fn impossible_times_are_clamped() {
         assert_eq!(Time::from_unix(i64::MAX, 0), Time::from_unix(i64::MAX - 1, 5));
+        assert_eq!(Time::from_unix(i64::MIN, 0).to_string(), "0000-01-01T00:00:00Z");
     }
 }

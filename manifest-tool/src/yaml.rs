@@ -18,6 +18,8 @@ const ENTRY: &[u8] = b"  - ";
 /// The document as YAML.
 pub(crate) struct YamlSyntax<R> {
     input: R,
+    /// A line that was read to see what it is, and is still due.
+    ahead: Option<Vec<u8>>,
     state: State,
 }
 
@@ -30,12 +32,16 @@ enum State {
 
 impl<R: BufRead> YamlSyntax<R> {
     pub(crate) fn new(input: R) -> Self {
-        YamlSyntax { input, state: State::Streamed(Vec::new()) }
+        YamlSyntax { input, ahead: None, state: State::Streamed(Vec::new()) }
     }
 
     /// Reads a line with its newline; false at the end of the input.
     fn line(&mut self, line: &mut Vec<u8>) -> Result<bool, Error> {
         line.clear();
+        if let Some(ahead) = self.ahead.take() {
+            *line = ahead;
+            return Ok(true);
+        }
         let limit = ENTRY_LIMIT as u64;
         let read = self.input.by_ref().take(limit).read_until(b'\n', line).map_err(Error::Io)?;
         if read as u64 == limit {
@@ -63,11 +69,41 @@ impl<R: BufRead> YamlSyntax<R> {
         let Some(Value::Object(mut files)) = files else {
             return Err(Error::Truncated);
         };
-        let Some(Value::Array(entries)) = files.remove("manifest") else {
-            return Err(Error::Malformed("'files' has no 'manifest'".into()));
+        let entries = match files.remove("manifest") {
+            Some(Value::Array(entries)) => entries,
+            // Our own form without entries, as another program wrote it again.
+            Some(Value::Null) => Vec::new(),
+            _ => return Err(Error::Malformed("'files' has no 'manifest'".into())),
         };
         self.state = State::Loaded { entries: entries.into_iter(), files, trailer };
         Ok(header)
+    }
+}
+
+/// Whether the line below `manifest:` is one that we write: an entry, or the member that follows.
+fn is_ours(line: &[u8]) -> bool {
+    line.starts_with(b"  - {\"")
+        || line
+            .strip_prefix(b"  ")
+            .is_some_and(|rest| !matches!(rest.first(), None | Some(b' ' | b'-')))
+}
+
+/// Refuses what JSON has no word for, and would be given another.
+fn check_plain(value: &serde_yaml::Value) -> Result<(), Error> {
+    use serde_yaml::Value as Yaml;
+    match value {
+        Yaml::Number(number) if number.is_f64() => {
+            Err(Error::Malformed(format!("number {number} is not an integer")))
+        }
+        Yaml::Tagged(tagged) => Err(Error::Malformed(format!("tag '{}'", tagged.tag))),
+        Yaml::Sequence(values) => values.iter().try_for_each(check_plain),
+        Yaml::Mapping(mapping) => mapping.iter().try_for_each(|(key, value)| {
+            if !key.is_string() {
+                return Err(Error::Malformed("a key is no string".into()));
+            }
+            check_plain(value)
+        }),
+        _ => Ok(()),
     }
 }
 
@@ -82,6 +118,7 @@ fn parse(text: &[u8]) -> Result<Vec<(String, Value)>, Error> {
             let serde_yaml::Value::String(key) = key else {
                 return Err(Error::Malformed("a top-level key is no string".into()));
             };
+            check_plain(&value)?;
             // Through JSON text, so that the same rules for numbers hold in both forms.
             let text = serde_json::to_vec(&value).map_err(|error| malformed(&error))?;
             Ok((key, json::parse(&text).map_err(|error| malformed(&error))?))
@@ -94,6 +131,16 @@ impl<R: BufRead> Syntax for YamlSyntax<R> {
         let (mut head, mut line) = (Vec::new(), Vec::new());
         while self.line(&mut line)? {
             if line.trim_ascii_end() == ENTRIES && head.ends_with(b"\nfiles:\n") {
+                let mut first = Vec::new();
+                if !self.line(&mut first)? {
+                    return Err(Error::Truncated);
+                }
+                if !is_ours(&first) {
+                    head.extend_from_slice(&line);
+                    head.extend_from_slice(&first);
+                    return self.load(head);
+                }
+                self.ahead = Some(first);
                 head.truncate(head.len() - b"files:\n".len());
                 let mut header = Members::default();
                 for (name, value) in parse(&head)? {
@@ -194,6 +241,18 @@ pub(crate) fn write_trailer(
     Ok(())
 }
 
+/// Writes an entry, given as JSON.
+pub(crate) fn write_entry(output: &mut impl Write, line: &[u8]) -> io::Result<()> {
+    output.write_all(ENTRY)?;
+    // All that is escaped begins with one of these bytes.
+    let is_plain = !line.iter().any(|byte| matches!(byte, 0x7f | 0xc2 | 0xe2 | 0xef));
+    match std::str::from_utf8(line) {
+        Ok(text) if !is_plain => output.write_all(literal(text).as_bytes())?,
+        _ => output.write_all(line)?,
+    }
+    output.write_all(b"\n")
+}
+
 /// A member in block style; strings are JSON literals, which YAML reads as double-quoted.
 fn write_member(
     output: &mut impl Write,
@@ -205,7 +264,7 @@ fn write_member(
     let key = if crate::manifest::is_name(name) && !is_yaml_word(name) {
         name.to_owned()
     } else {
-        Value::from(name).to_string()
+        literal(&Value::from(name).to_string())
     };
     match value {
         Value::Object(map) if !map.is_empty() => {
@@ -214,15 +273,16 @@ fn write_member(
         }
         Value::Array(list) if !list.is_empty() => {
             writeln!(output, "{indent}{key}:")?;
-            list.iter().try_for_each(|value| writeln!(output, "{indent}- {}", literal(value)))
+            list.iter()
+                .try_for_each(|value| writeln!(output, "{indent}- {}", literal(&value.to_string())))
         }
-        scalar => writeln!(output, "{indent}{key}: {}", literal(scalar)),
+        scalar => writeln!(output, "{indent}{key}: {}", literal(&scalar.to_string())),
     }
 }
 
 /// JSON that YAML reads the same: what it takes for a line break or refuses is escaped.
-fn literal(value: &Value) -> String {
-    value.to_string().chars().fold(String::new(), |mut text, character| {
+fn literal(json: &str) -> String {
+    json.chars().fold(String::new(), |mut text, character| {
         use std::fmt::Write;
         match character {
             '\u{7f}'..='\u{9f}'
@@ -262,12 +322,21 @@ mod tests {
     }
 
     #[test]
+    fn what_json_has_no_word_for_is_refused() {
+        for bad in [".nan", "-.inf", "1.5", "!x y", "{1: a}", "{true: a}"] {
+            let yaml = format!("version: '2.0'\nx: {bad}\nfiles: {{manifest: []}}\n");
+            let error = Reader::new(yaml.as_bytes()).err().unwrap();
+            assert!(matches!(error, crate::stream::Error::Malformed(_)), "{bad}");
+        }
+    }
+
+    #[test]
     fn values_that_yaml_would_misread_come_back() {
         let mut header = crate::manifest::Header::default();
         header.set("version", "2.0".into());
         let value = serde_json::json!({
             "no": "no", "012": "0x1f", "a b": "x: y # z", "e": [], "m": {}, "u": "\u{2028}\u{85}\u{7f}",
-            "list": [{"a": 1}, "b", null, true, -5], "nested": {"deep": {"er": "\\ \" \n"}},
+            "\u{ffff}\u{7f}": 1, "list": [{"\u{feff}": 1}, "b", null, true, -5], "nested": {"deep": {"er": "\\ \" \n"}},
         });
         header.set("application", value.clone());
         let writer = Writer::new(Vec::new(), Format::Yaml, header).unwrap();
@@ -278,10 +347,11 @@ mod tests {
 
     #[test]
     fn an_alias_bomb_is_refused() {
+        use std::fmt::Write;
         let mut bomb = String::from("version: '2.0'\na0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
         for level in 1..12 {
             let alias = format!("*a{},", level - 1).repeat(10);
-            bomb += &format!("a{level}: &a{level} [{alias}]\n");
+            writeln!(bomb, "a{level}: &a{level} [{alias}]").unwrap();
         }
         bomb += "files: {manifest: []}\n";
         assert!(Reader::new(bomb.as_bytes()).is_err());

@@ -1,0 +1,457 @@
+//! External programs: found on the PATH, run with an argument list and never through a shell, told
+//! to stop when we are, and heard when they fail.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, PipeReader, PipeWriter, Read};
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::exit::{Exit, Failure};
+use crate::signal;
+
+/// How much of a program's standard error is kept: the end of it.
+const STDERR_LIMIT: usize = 64 << 10;
+/// How much of that is put into an error's line.
+const MESSAGE_LIMIT: usize = 600;
+/// How long a program has to end after TERM before it is killed.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked whether we are to stop.
+const TICK: Duration = Duration::from_millis(50);
+/// Largest output that [`Command::output`] takes.
+const OUTPUT_LIMIT: u64 = 64 << 20;
+
+/// A program that was found.
+#[derive(Clone, Debug)]
+pub struct Program {
+    name: String,
+    path: PathBuf,
+}
+
+impl Program {
+    /// Looks for a program on the PATH; `package` is what to install where it is missing.
+    ///
+    /// # Errors
+    /// [`Exit::Failed`] with the hint to install it.
+    pub fn find(name: &str, package: &str) -> anyhow::Result<Self> {
+        Program::find_optional(name).ok_or_else(|| {
+            Failure::new(Exit::Failed, format!("the program '{name}' is not installed"))
+                .hint(format!("install {package}"))
+                .into()
+        })
+    }
+
+    /// Looks for a program that one can do without.
+    pub fn find_optional(name: &str) -> Option<Self> {
+        which::which(name).ok().map(|path| Program { name: name.to_owned(), path })
+    }
+
+    /// Its name, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// A flag that ends running programs when another part of the work has failed.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Asks everything that looks at it to stop.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that was asked.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Called in every long loop.
+    ///
+    /// # Errors
+    /// Once a signal has arrived, or the work was cancelled.
+    pub fn check(&self) -> io::Result<()> {
+        signal::check()?;
+        if self.is_cancelled() {
+            return Err(io::Error::other("stopped, because another part of the work failed"));
+        }
+        Ok(())
+    }
+}
+
+/// A program with its arguments, not yet started.
+///
+/// It has no terminal: standard input is empty unless given. Secrets go into its environment or its
+/// input, never into its arguments, which every user of the machine can see.
+pub struct Command {
+    /// What messages call it.
+    name: String,
+    path: PathBuf,
+    args: Vec<OsString>,
+    variables: Vec<(OsString, Option<OsString>)>,
+    input: Option<File>,
+    cancel: Cancel,
+    heeds_signals: bool,
+}
+
+impl Command {
+    /// Without arguments, in our own environment with messages in English.
+    pub fn new(program: &Program) -> Self {
+        Command {
+            name: program.name.clone(),
+            path: program.path.clone(),
+            args: Vec::new(),
+            variables: vec![("LC_ALL".into(), Some("C".into()))],
+            input: None,
+            cancel: Cancel::default(),
+            heeds_signals: true,
+        }
+    }
+
+    /// What messages call it, where that is not the program's own name.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.name);
+        self
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// Sets an environment variable.
+    #[must_use]
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.variables.push((name.as_ref().to_owned(), Some(value.as_ref().to_owned())));
+        self
+    }
+
+    /// Takes a variable out of its environment.
+    #[must_use]
+    pub fn env_remove(mut self, name: impl AsRef<OsStr>) -> Self {
+        self.variables.push((name.as_ref().to_owned(), None));
+        self
+    }
+
+    /// Gives it an open file as standard input.
+    #[must_use]
+    pub fn input(mut self, file: File) -> Self {
+        self.input = Some(file);
+        self
+    }
+
+    /// Ends it once that is cancelled.
+    #[must_use]
+    pub fn cancelled_by(mut self, cancel: &Cancel) -> Self {
+        self.cancel = cancel.clone();
+        self
+    }
+
+    /// Runs it although we were told to stop: for cleaning up.
+    #[must_use]
+    pub fn despite_signals(mut self) -> Self {
+        self.heeds_signals = false;
+        self
+    }
+
+    /// Starts it with pipes to its output and, unless a file was given, its input.
+    ///
+    /// # Errors
+    /// If the system cannot start it.
+    pub fn start(mut self) -> anyhow::Result<Running> {
+        let context = || format!("cannot start '{}'", self.name);
+        let (stdout, child_stdout) = io::pipe().with_context(context)?;
+        let (stderr, child_stderr) = io::pipe().with_context(context)?;
+        let mut expression = duct::cmd(&self.path, &self.args)
+            .unchecked()
+            .stdout_file(child_stdout)
+            .stderr_file(child_stderr);
+        let mut stdin = None;
+        expression = if let Some(file) = self.input.take() {
+            expression.stdin_file(file)
+        } else {
+            let (child_stdin, writer) = io::pipe().with_context(context)?;
+            stdin = Some(writer);
+            expression.stdin_file(child_stdin)
+        };
+        // In duct the setting that was made first holds; here it is the one made last.
+        for (name, value) in self.variables.iter().rev() {
+            expression = match value {
+                Some(value) => expression.env(name, value),
+                None => expression.env_remove(name),
+            };
+        }
+        let handle = expression.start().with_context(context)?;
+        // It holds our copies of the child's ends; while they are open no pipe ever ends.
+        drop(expression);
+        let stop = Arc::new(AtomicBool::new(false));
+        let keeper = Keeper {
+            handle,
+            stop: Arc::clone(&stop),
+            cancel: self.cancel.clone(),
+            heeds_signals: self.heeds_signals,
+        };
+        Ok(Running {
+            name: self.name,
+            stdin,
+            stdout: Some(stdout),
+            stderr: Some(std::thread::spawn(move || tail(stderr))),
+            keeper: Some(std::thread::spawn(move || keeper.run())),
+            stop,
+            cancel: self.cancel,
+            heeds_signals: self.heeds_signals,
+        })
+    }
+
+    /// Runs it to its end and returns what it printed.
+    ///
+    /// # Errors
+    /// If it cannot be started, or we were told to stop. A failure of its own is in [`Finished`].
+    pub fn output(self) -> anyhow::Result<(Vec<u8>, Finished)> {
+        let mut running = self.start()?;
+        drop(running.stdin.take());
+        let mut output = Vec::new();
+        if let Some(stdout) = running.stdout.take() {
+            stdout
+                .take(OUTPUT_LIMIT)
+                .read_to_end(&mut output)
+                .with_context(|| format!("cannot read what '{}' prints", running.name))?;
+        }
+        Ok((output, running.wait()?))
+    }
+}
+
+/// A program that runs; dropped, it is told to end, and waited for.
+pub struct Running {
+    name: String,
+    /// Its standard input, unless a file was given; closed by dropping it.
+    pub stdin: Option<PipeWriter>,
+    /// Its standard output.
+    pub stdout: Option<PipeReader>,
+    stderr: Option<JoinHandle<String>>,
+    keeper: Option<JoinHandle<io::Result<ExitStatus>>>,
+    stop: Arc<AtomicBool>,
+    cancel: Cancel,
+    heeds_signals: bool,
+}
+
+impl Running {
+    /// Closes its pipes and waits for its end.
+    ///
+    /// # Errors
+    /// If we were told to stop meanwhile. A failure of its own is in [`Finished`].
+    pub fn wait(mut self) -> anyhow::Result<Finished> {
+        let finished = self.finish()?;
+        if self.heeds_signals {
+            self.cancel.check()?;
+        }
+        Ok(finished)
+    }
+
+    fn finish(&mut self) -> anyhow::Result<Finished> {
+        drop(self.stdin.take());
+        drop(self.stdout.take());
+        let lost = || format!("cannot wait for '{}'", self.name);
+        let keeper = self.keeper.take().with_context(lost)?;
+        let status = keeper.join().ok().with_context(lost)?.with_context(lost)?;
+        let stderr = self.stderr.take().with_context(lost)?.join().ok().with_context(lost)?;
+        Ok(Finished { name: self.name.clone(), status, stderr })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.keeper.is_some() {
+            self.stop.store(true, Ordering::Relaxed);
+            // It is being given up: how it ends says nothing.
+            let _ = self.finish();
+        }
+    }
+}
+
+/// The thread that waits for a program, and ends it when it is time.
+struct Keeper {
+    handle: duct::Handle,
+    stop: Arc<AtomicBool>,
+    cancel: Cancel,
+    heeds_signals: bool,
+}
+
+impl Keeper {
+    fn run(&self) -> io::Result<ExitStatus> {
+        let mut asked: Option<Instant> = None;
+        loop {
+            if let Some(output) = self.handle.wait_timeout(TICK)? {
+                return Ok(output.status);
+            }
+            let must_stop = self.stop.load(Ordering::Relaxed)
+                || self.cancel.is_cancelled()
+                || (self.heeds_signals && signal::caught().is_some());
+            match asked {
+                None if must_stop => {
+                    self.terminate();
+                    asked = Some(Instant::now());
+                }
+                Some(since) if since.elapsed() > PATIENCE => self.handle.kill()?,
+                _ => {}
+            }
+        }
+    }
+
+    /// Sends TERM. No one else waits for the program, so its number is still its own.
+    fn terminate(&self) {
+        for pid in self.handle.pids() {
+            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+                // It may have just ended.
+                let _ = kill_process(pid, Signal::TERM);
+            }
+        }
+    }
+}
+
+/// Reads to the end and keeps the last part.
+fn tail(mut stderr: PipeReader) -> String {
+    let mut kept = Vec::new();
+    let mut buffer = [0; 8192];
+    while let Ok(read @ 1..) = stderr.read(&mut buffer) {
+        kept.extend_from_slice(&buffer[..read]);
+        if kept.len() > 2 * STDERR_LIMIT {
+            kept.drain(..kept.len() - STDERR_LIMIT);
+        }
+    }
+    String::from_utf8_lossy(&kept).into_owned()
+}
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Finished {
+    name: String,
+    status: ExitStatus,
+    /// The end of what it wrote to standard error.
+    pub stderr: String,
+}
+
+impl Finished {
+    /// Whether it exited with 0.
+    pub fn is_success(&self) -> bool {
+        self.status.success()
+    }
+
+    /// What it wrote to standard error, line by line, without empty ones.
+    pub fn lines(&self) -> impl Iterator<Item = &str> {
+        self.stderr.lines().map(str::trim).filter(|line| !line.is_empty())
+    }
+
+    /// How it failed, in one line with what it said last.
+    pub fn message(&self) -> String {
+        let said = self.lines().collect::<Vec<_>>().join("; ");
+        let skipped = said.chars().count().saturating_sub(MESSAGE_LIMIT);
+        let said: String = said.chars().skip(skipped).collect();
+        let dots = if skipped > 0 { "…" } else { "" };
+        let how = self.status.to_string();
+        match said.as_str() {
+            "" => format!("'{}' failed ({how}) and said nothing", self.name),
+            said => format!("'{}' failed ({how}): {dots}{said}", self.name),
+        }
+    }
+
+    /// Fails unless it exited with 0.
+    ///
+    /// # Errors
+    /// [`Exit::Failed`] with [`Finished::message`].
+    pub fn check(&self) -> anyhow::Result<()> {
+        if self.is_success() {
+            return Ok(());
+        }
+        Err(Failure::new(Exit::Failed, self.message()).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn shell(script: &str) -> Command {
+        Command::new(&Program::find("sh", "a shell").unwrap()).arg("-c").arg(script)
+    }
+
+    #[test]
+    fn output_and_errors_are_both_heard() {
+        let (output, finished) = shell("echo out; echo why >&2; exit 3").output().unwrap();
+        assert_eq!(output, b"out\n");
+        assert!(!finished.is_success());
+        assert_eq!(finished.message(), "'sh' failed (exit status: 3): why");
+    }
+
+    #[test]
+    fn the_variable_set_last_holds() {
+        let command = shell("echo $A-$B-$LC_ALL").env_remove("A").env("A", "1").env("A", "2");
+        let (output, _) =
+            command.env("B", "3").env_remove("B").env("LC_ALL", "x").output().unwrap();
+        assert_eq!(output, b"2--x\n");
+    }
+
+    #[test]
+    fn a_program_can_be_talked_to() {
+        let program = Program::find("cat", "coreutils").unwrap();
+        let mut running = Command::new(&program).start().unwrap();
+        let mut stdin = running.stdin.take().unwrap();
+        stdin.write_all(b"abc").unwrap();
+        drop(stdin);
+        let mut text = String::new();
+        running.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "abc");
+        assert!(running.wait().unwrap().is_success());
+    }
+
+    #[test]
+    fn a_cancelled_program_is_ended() {
+        let cancel = Cancel::default();
+        let running = shell("exec sleep 60").cancelled_by(&cancel).start().unwrap();
+        let began = Instant::now();
+        cancel.cancel();
+        assert!(running.wait().is_err());
+        assert!(began.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_dropped_program_is_ended() {
+        let began = Instant::now();
+        drop(shell("exec sleep 60").start().unwrap());
+        assert!(began.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn much_on_standard_error_blocks_nobody() {
+        let (_, finished) =
+            shell("i=0; while [ $i -lt 20000 ]; do echo 0123456789 >&2; i=$((i+1)); done; exit 1")
+                .output()
+                .unwrap();
+        assert!(finished.message().len() < 2 * MESSAGE_LIMIT);
+    }
+
+    #[test]
+    fn a_missing_program_is_named() {
+        let error = Program::find("bk-no-such-program", "nothing").unwrap_err();
+        assert_eq!(error.to_string(), "the program 'bk-no-such-program' is not installed");
+    }
+}

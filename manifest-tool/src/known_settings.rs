@@ -1,0 +1,309 @@
+//! The table of settings: every name that scripts take from the environment or an env file.
+
+/// What a setting's value may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Any text without control characters.
+    Text,
+    /// What can be a name of an application: see [`crate::manifest::is_name`].
+    Name,
+    /// `true` or `false`, also `1`, `0`, `yes`, `no`, `on` and `off`.
+    Boolean,
+    /// A whole number, at least this and at most 1,000,000.
+    Integer(u32),
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// `hourly`, `daily`, `weekly`, `monthly`, or the five fields of cron.
+    Schedule,
+    /// Paths below the root, separated by `:`.
+    Trees,
+    /// Patterns of what to leave out, separated by `:`.
+    Patterns,
+    /// Names separated by blanks or commas; blanks are printed.
+    Words,
+    /// `compose:SERVICE/DATABASE`, `docker:CONTAINER/DATABASE` or `url:NAME`.
+    Postgres,
+}
+
+/// Which values ask for something that this version cannot do yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Later {
+    /// None.
+    Nothing,
+    /// These.
+    Values(&'static [&'static str]),
+    /// Any at all.
+    Everything,
+}
+
+/// One setting.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// Its name in the environment.
+    pub name: &'static str,
+    /// What its value may be.
+    pub kind: Kind,
+    /// The value that an unset or empty one stands for.
+    pub default: Option<&'static str>,
+    /// Whether it is masked when shown, and also read from the file that `NAME_FILE` names.
+    pub is_secret: bool,
+    /// What is not there yet.
+    pub later: Later,
+    /// A value for the example, where there is no default.
+    pub example: &'static str,
+    /// What it is, in lines for the example.
+    pub help: &'static str,
+}
+
+const fn setting(name: &'static str, kind: Kind, help: &'static str) -> Setting {
+    let later = Later::Nothing;
+    Setting { name, kind, default: None, is_secret: false, later, example: "", help }
+}
+
+const fn text(name: &'static str, help: &'static str) -> Setting {
+    setting(name, Kind::Text, help)
+}
+
+const fn secret(name: &'static str, help: &'static str) -> Setting {
+    Setting { is_secret: true, ..setting(name, Kind::Text, help) }
+}
+
+impl Setting {
+    const fn default(self, value: &'static str) -> Self {
+        Setting { default: Some(value), ..self }
+    }
+
+    const fn example(self, value: &'static str) -> Self {
+        Setting { example: value, ..self }
+    }
+
+    const fn later(self, values: &'static [&'static str]) -> Self {
+        Setting { later: Later::Values(values), ..self }
+    }
+}
+
+const BOOLEAN: Kind = Kind::Boolean;
+const COUNT: Kind = Kind::Integer(1);
+
+/// All settings, by headings.
+pub const SETTINGS: &[(&str, &[Setting])] = &[
+    (
+        "What to back up",
+        &[
+            setting("BACKUP_APP", Kind::Name, "Name of the application, in every manifest")
+                .example("picpeak"),
+            text("BACKUP_APP_VERSION", "Version of the application, if known").example("2.4.0"),
+            setting(
+                "BACKUP_POSTGRES",
+                Kind::Postgres,
+                "PostgreSQL database: compose:SERVICE/DATABASE, docker:CONTAINER/DATABASE, or url:NAME, where the\n\
+                 variable NAME (DATABASE_URL, say) holds the connection URL",
+            )
+            .example("compose:db/picpeak"),
+            text("BACKUP_SQLITE", "SQLite database: its file").example("/srv/app/data/app.db"),
+            text("BACKUP_ROOT", "Folder of the application's files").example("/srv/app/storage"),
+            setting("BACKUP_TREES", Kind::Trees, "Paths below BACKUP_ROOT, separated by ':'; unset means all of it")
+                .example("events:thumbnails:uploads"),
+            setting(
+                "BACKUP_EXCLUDE",
+                Kind::Patterns,
+                "What to leave out, separated by ':': NAME anywhere, or a PATH from the root; '*' and '**'",
+            )
+            .example("*.tmp:.DS_Store:Thumbs.db"),
+            text(
+                "BACKUP_CONFIG_FILES",
+                "Configuration to keep in an archive, separated by ':': env file, secrets, certificates",
+            )
+            .example(".env:secrets:certs"),
+            setting("BACKUP_MAX_FILE_SIZE_MB", COUNT, "Leave out larger files, and record them; unset means no limit")
+                .example("5000"),
+            setting("BACKUP_INCLUDE_DATABASE", BOOLEAN, "Back up the databases").default("true"),
+            setting("BACKUP_INCLUDE_ARCHIVED", BOOLEAN, "Back up events/archived (PicPeak)").default("true"),
+            setting("BACKUP_STOP_SERVICES", Kind::Words, "Compose services to stop while restoring")
+                .example("api worker"),
+        ],
+    ),
+    (
+        "When, and where to",
+        &[
+            setting("BACKUP_ENABLED", BOOLEAN, "Whether the script does anything; false is for pausing it")
+                .default("true"),
+            setting(
+                "BACKUP_SCHEDULE",
+                Kind::Schedule,
+                "hourly, daily, weekly, monthly, or five fields of cron: for the timer or cron line that runs the\n\
+                 script; bk itself has no scheduler",
+            )
+            .example("0 2 * * *"),
+            setting("BACKUP_DESTINATION_TYPE", Kind::Choice(&["local", "rsync", "s3"]), "Kind of destination")
+                .default("local")
+                .later(&["rsync", "s3"]),
+            text("BACKUP_DESTINATION_PATH", "Folder that holds the backups").example("/mnt/nas/backups"),
+            setting("BACKUP_INCREMENTAL", BOOLEAN, "Store only what the backup before does not hold").default("true"),
+            setting("BACKUP_MANIFEST_FORMAT", Kind::Choice(&["json", "yaml"]), "Form of the stored manifest")
+                .default("json")
+                .later(&["yaml"]),
+            setting("BACKUP_COMPRESSION", BOOLEAN, "Compress what is stored").default("true").later(&["false"]),
+            text("BK_STAGE", "Folder for dumps until they are stored; unset means one in the state folder")
+                .example("/var/tmp/bk"),
+        ],
+    ),
+    (
+        "How long to keep backups; without any of these none is removed",
+        &[
+            setting("BACKUP_RETENTION_DAYS", COUNT, "All of this many days").example("30"),
+            setting("BACKUP_RETENTION_DAILY", COUNT, "The newest of each day, for this many days").example("7"),
+            setting("BACKUP_RETENTION_WEEKLY", COUNT, "The newest of each week, for this many weeks").example("4"),
+            setting("BACKUP_KEEP_LAST", COUNT, "This many, the newest").example("3"),
+            setting("BACKUP_KEEP_MONTHLY", COUNT, "The newest of each month, for this many months").example("12"),
+            setting("BACKUP_KEEP_YEARLY", COUNT, "The newest of each year, for this many years").example("5"),
+        ],
+    ),
+    (
+        "Databases and Docker Compose",
+        &[
+            secret("DATABASE_URL", "Connection URL, for BACKUP_POSTGRES=url:DATABASE_URL")
+                .example("postgresql://app:password@localhost/app"),
+            text("PGHOST", "Server, as libpq reads it, like all that begin with PG"),
+            text("PGHOSTADDR", "Its address"),
+            setting("PGPORT", COUNT, "Its port").example("5432"),
+            text("PGUSER", "User"),
+            secret("PGPASSWORD", "Password"),
+            text("PGPASSFILE", "File with passwords"),
+            text("PGDATABASE", "Database"),
+            text("PGSERVICE", "Service"),
+            text("PGSERVICEFILE", "File with services"),
+            text("PGOPTIONS", "Options for the server"),
+            text("PGSSLMODE", "Whether and how TLS is used"),
+            text("PGSSLROOTCERT", "Certificates to trust"),
+            text("PGSSLCERT", "Certificate of the client"),
+            text("PGSSLKEY", "Its key"),
+            text("PGCHANNELBINDING", "Whether channel binding is used"),
+            text("PGREQUIREAUTH", "Methods of authentication to accept"),
+            text("PGGSSENCMODE", "Whether GSS encryption is used"),
+            text("PGTARGETSESSIONATTRS", "Kind of server to look for among several"),
+            setting("PGCONNECT_TIMEOUT", Kind::Integer(0), "Seconds to wait for a connection").example("10"),
+            text("COMPOSE_FILE", "Compose file of the application").example("/srv/app/docker-compose.yml"),
+            text("COMPOSE_PROJECT_NAME", "Compose project of the application").example("app"),
+        ],
+    ),
+    (
+        "Encryption: not yet supported, an error when asked for",
+        &[
+            setting("BACKUP_ENCRYPTION_ENABLED", BOOLEAN, "Encrypt what is stored").default("false").later(&["true"]),
+            Setting {
+                later: Later::Everything,
+                ..secret("BACKUP_ENCRYPTION_PASSPHRASE", "Passphrase to encrypt with")
+            },
+        ],
+    ),
+    (
+        "Mail: not yet supported, an error when asked for",
+        &[
+            setting("BACKUP_EMAIL_ON_SUCCESS", BOOLEAN, "Tell of every backup").default("false").later(&["true"]),
+            setting("BACKUP_EMAIL_ON_FAILURE", BOOLEAN, "Tell of failures").default("false").later(&["true"]),
+            text("BACKUP_EMAIL_TO", "Whom to tell").example("admin@example.org"),
+            text("SMTP_HOST", "Mail server").example("mail.example.org"),
+            setting("SMTP_PORT", COUNT, "Its port").example("587"),
+            text("SMTP_USER", "User there"),
+            secret("SMTP_PASSWORD", "Password there"),
+            text("SMTP_FROM", "Sender").example("backup@example.org"),
+        ],
+    ),
+    (
+        "S3: not yet supported, an error when asked for",
+        &[
+            setting("BACKUP_S3_ENABLED", BOOLEAN, "Store in a bucket too").default("false").later(&["true"]),
+            text("BACKUP_S3_ENDPOINT", "Endpoint").example("https://s3.example.org"),
+            text("BACKUP_S3_BUCKET", "Bucket").example("backups"),
+            text("BACKUP_S3_REGION", "Region").example("us-east-1"),
+            text("BACKUP_S3_PREFIX", "What stands before every key").example("backups"),
+            secret("BACKUP_S3_ACCESS_KEY", "Name of the key"),
+            secret("BACKUP_S3_SECRET_KEY", "The key"),
+            setting("BACKUP_S3_FORCE_PATH_STYLE", BOOLEAN, "Put the bucket into the path, not the host name"),
+            setting("BACKUP_S3_SSL_ENABLED", BOOLEAN, "Use TLS"),
+            text("S3_ENDPOINT", "Endpoint (GeoLens)"),
+            text("S3_BUCKET", "Bucket (GeoLens)"),
+            text("S3_REGION", "Region (GeoLens)"),
+            setting("S3_ADDRESSING_STYLE", Kind::Choice(&["auto", "path", "virtual"]), "Where the bucket stands (GeoLens)"),
+            secret("S3_ACCESS_KEY_ID", "Name of the key (GeoLens)"),
+            secret("S3_SECRET_ACCESS_KEY", "The key (GeoLens)"),
+            secret("AWS_ACCESS_KEY_ID", "Name of the key, as the AWS tools read it"),
+            secret("AWS_SECRET_ACCESS_KEY", "The key, as the AWS tools read it"),
+            secret("AWS_SESSION_TOKEN", "Token of temporary keys, as the AWS tools read it"),
+            text("AWS_REGION", "Region, as the AWS tools read it"),
+        ],
+    ),
+    (
+        "rsync: not yet supported, an error when asked for",
+        &[
+            text("BACKUP_RSYNC_HOST", "Server").example("nas.example.org"),
+            text("BACKUP_RSYNC_USER", "User there").example("backup"),
+            setting("BACKUP_RSYNC_PORT", COUNT, "Its SSH port").example("22"),
+            text("BACKUP_RSYNC_PATH", "Folder there").example("/volume1/backups"),
+            text("BACKUP_RSYNC_SSH_KEY", "File of the SSH key").example("/root/.ssh/id_ed25519"),
+        ],
+    ),
+];
+
+/// The setting of that name.
+pub fn find(name: &str) -> Option<&'static Setting> {
+    all().find(|setting| setting.name == name)
+}
+
+/// Every setting, in the order of the table.
+pub fn all() -> impl Iterator<Item = &'static Setting> {
+    SETTINGS.iter().flat_map(|(_, settings)| settings.iter())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_help_is_one_kind_of_text() {
+        let mut names: Vec<_> = all().map(|setting| setting.name).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+        for setting in all() {
+            assert!(!setting.help.ends_with('.') && !setting.help.is_empty(), "{}", setting.name);
+            assert!(setting.help.lines().all(|line| line.len() <= 110), "{}", setting.name);
+            assert!(!setting.name.ends_with("_FILE") || !setting.is_secret);
+        }
+    }
+
+    #[test]
+    fn every_name_that_the_design_lists_is_there() {
+        for name in [
+            "BACKUP_ENABLED",
+            "BACKUP_SCHEDULE",
+            "BACKUP_DESTINATION_TYPE",
+            "BACKUP_DESTINATION_PATH",
+            "BACKUP_MANIFEST_FORMAT",
+            "BACKUP_RETENTION_DAYS",
+            "BACKUP_RETENTION_DAILY",
+            "BACKUP_RETENTION_WEEKLY",
+            "BACKUP_INCREMENTAL",
+            "BACKUP_INCLUDE_ARCHIVED",
+            "BACKUP_INCLUDE_DATABASE",
+            "BACKUP_MAX_FILE_SIZE_MB",
+            "BACKUP_EMAIL_ON_SUCCESS",
+            "BACKUP_EMAIL_ON_FAILURE",
+            "BACKUP_S3_ENABLED",
+            "BACKUP_APP",
+            "BACKUP_POSTGRES",
+            "BACKUP_SQLITE",
+            "BACKUP_ROOT",
+            "BACKUP_TREES",
+            "BACKUP_CONFIG_FILES",
+            "BACKUP_STOP_SERVICES",
+            "BACKUP_EMAIL_TO",
+            "COMPOSE_FILE",
+            "COMPOSE_PROJECT_NAME",
+        ] {
+            assert!(find(name).is_some(), "{name}");
+        }
+    }
+}

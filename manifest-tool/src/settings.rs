@@ -1,0 +1,513 @@
+//! Settings of the environment and an env file: the known ones, checked before anything is touched.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use crate::known_settings::{self, Kind, Later, SETTINGS, Setting};
+use crate::path::escape;
+use crate::schedule;
+
+/// Longest secret that is read from a file, in bytes.
+const SECRET_LIMIT: u64 = 64 << 10;
+/// Largest whole number that a setting can be.
+const INTEGER_LIMIT: u32 = 1_000_000;
+
+/// What is wrong with a setting. The values of secrets are not repeated.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A value that the setting cannot have.
+    #[error("{name} cannot be '{value}': {wanted}")]
+    Malformed {
+        /// The setting.
+        name: String,
+        /// Its value, or stars.
+        value: String,
+        /// What it may be.
+        wanted: String,
+    },
+    /// A value that asks for what this version cannot do.
+    #[error("{name}={value} is not yet supported")]
+    Later {
+        /// The setting.
+        name: String,
+        /// Its value, or stars.
+        value: String,
+    },
+    /// A secret is given twice.
+    #[error("{0} and {0}_FILE are both set")]
+    Both(String),
+    /// The file that holds a secret cannot be read.
+    #[error("{name}_FILE: cannot read '{path}': {error}")]
+    SecretFile {
+        /// The setting.
+        name: String,
+        /// The file.
+        path: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// A setting that is needed has no value.
+    #[error("{0} is not set")]
+    Missing(String),
+    /// A name that is in no table.
+    #[error("{0} is no setting of bk")]
+    Unknown(String),
+}
+
+/// Where a value comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The environment of this process.
+    Environment,
+    /// The env file.
+    EnvFile,
+    /// It was not set.
+    Default,
+}
+
+/// A setting with the value that counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// Its name.
+    pub name: String,
+    /// Its value: `true` or `false` for a boolean, however it was written.
+    pub value: String,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// Whether it is not to be shown.
+    pub is_secret: bool,
+}
+
+/// Where values are looked up: the environment first, then the env file.
+pub struct Sources<'a> {
+    /// The environment of this process.
+    pub environment: &'a dyn Fn(&str) -> Option<OsString>,
+    /// What the env file says.
+    pub env_file: &'a BTreeMap<String, String>,
+}
+
+impl Sources<'_> {
+    /// The value of a setting, and where it comes from. An empty one counts as not set.
+    fn find(&self, name: &str) -> Result<Option<(String, Origin)>, Error> {
+        if let Some(value) = (self.environment)(name).filter(|value| !value.is_empty()) {
+            let value = value.into_string().map_err(|_| Error::Malformed {
+                name: name.to_owned(),
+                value: "…".into(),
+                wanted: "it is not UTF-8".into(),
+            })?;
+            return Ok(Some((value, Origin::Environment)));
+        }
+        let value = self.env_file.get(name).filter(|value| !value.is_empty());
+        Ok(value.map(|value| (value.clone(), Origin::EnvFile)))
+    }
+
+    /// The value of a secret, which may lie in a file of its own.
+    fn find_secret(&self, name: &str) -> Result<Option<(String, Origin)>, Error> {
+        let (plain, file) = (self.find(name)?, self.find(&format!("{name}_FILE"))?);
+        let (path, origin) = match (plain, file) {
+            (plain, None) => return Ok(plain),
+            (Some(plain), Some(file)) if plain.1 == file.1 => {
+                return Err(Error::Both(name.to_owned()));
+            }
+            // One of each: the environment beats the file.
+            (Some(plain), Some(_)) if plain.1 == Origin::Environment => return Ok(Some(plain)),
+            (_, Some(file)) => file,
+        };
+        let value = read_secret(Path::new(&path)).map_err(|error| Error::SecretFile {
+            name: name.to_owned(),
+            path: escape(path.as_bytes()),
+            error,
+        })?;
+        Ok(Some((value, origin)))
+    }
+}
+
+fn read_secret(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let read = std::fs::File::open(path)?.take(SECRET_LIMIT).read_to_string(&mut text)?;
+    if read as u64 == SECRET_LIMIT {
+        return Err(io::Error::other("the file is too long for a secret"));
+    }
+    let length = text.trim_end_matches(['\r', '\n']).len();
+    text.truncate(length);
+    Ok(text)
+}
+
+/// All known settings that have a value, in the order of the table.
+///
+/// # Errors
+/// The first that is malformed, or asks for what is not there yet.
+pub fn resolve(sources: &Sources<'_>, required: &[String]) -> Result<Vec<Resolved>, Error> {
+    let mut resolved = Vec::new();
+    for setting in known_settings::all() {
+        let found = if setting.is_secret {
+            sources.find_secret(setting.name)?
+        } else {
+            sources.find(setting.name)?
+        };
+        let (value, origin) = match (found, setting.default) {
+            (Some((value, origin)), _) => (check(setting, &value)?, origin),
+            (None, Some(default)) => (default.to_owned(), Origin::Default),
+            (None, None) => continue,
+        };
+        resolved.push(Resolved {
+            name: setting.name.to_owned(),
+            value,
+            origin,
+            is_secret: setting.is_secret,
+        });
+    }
+    let value = |name: &str| resolved.iter().find(|known| known.name == name);
+    if value("BACKUP_TREES").is_some() && value("BACKUP_ROOT").is_none() {
+        return Err(Error::Missing("BACKUP_ROOT (BACKUP_TREES lie below it)".into()));
+    }
+    let url = value("BACKUP_POSTGRES").and_then(|known| known.value.strip_prefix("url:"));
+    if let Some(name) = url.map(str::to_owned)
+        && value(&name).is_none()
+    {
+        resolved.push(named_url(sources, &name)?);
+    }
+    for name in required {
+        if known_settings::find(name).is_none() {
+            return Err(Error::Unknown(escape(name.as_bytes())));
+        }
+        if !resolved.iter().any(|known| known.name == *name) {
+            return Err(Error::Missing(name.clone()));
+        }
+    }
+    Ok(resolved)
+}
+
+/// The URL in the variable that `BACKUP_POSTGRES` names.
+fn named_url(sources: &Sources<'_>, name: &str) -> Result<Resolved, Error> {
+    let missing = || Error::Missing(format!("{name} (BACKUP_POSTGRES names it)"));
+    let (value, origin) = sources.find_secret(name)?.ok_or_else(missing)?;
+    // Whatever the name, only a URL goes on to the tools' environment.
+    if !value.starts_with("postgres") || !value.contains("://") || has_control(&value) {
+        let wanted = "it must begin with postgresql://".into();
+        return Err(Error::Malformed { name: name.to_owned(), value: "***".into(), wanted });
+    }
+    Ok(Resolved { name: name.to_owned(), value, origin, is_secret: true })
+}
+
+/// Names in the env file that look like ours and are none: most likely misspelled.
+pub fn misspelled(env_file: &BTreeMap<String, String>) -> Vec<&str> {
+    let is_known = |name: &str| {
+        let of_file = name.strip_suffix("_FILE").and_then(known_settings::find);
+        known_settings::find(name).is_some() || of_file.is_some_and(|setting| setting.is_secret)
+    };
+    let is_ours = |name: &str| name.starts_with("BACKUP_") || name.starts_with("BK_");
+    env_file.keys().map(String::as_str).filter(|name| is_ours(name) && !is_known(name)).collect()
+}
+
+/// The value in the form that scripts get, if it is one that the setting can have.
+fn check(setting: &Setting, value: &str) -> Result<String, Error> {
+    let shown = || if setting.is_secret { "***".to_owned() } else { escape(value.as_bytes()) };
+    let malformed =
+        |wanted: String| Error::Malformed { name: setting.name.to_owned(), value: shown(), wanted };
+    let text = if has_control(value) {
+        Err("it has a control character".to_owned())
+    } else {
+        normalize(setting.kind, value)
+    }
+    .map_err(malformed)?;
+    let asks_for_more = match setting.later {
+        Later::Nothing => false,
+        Later::Values(values) => values.contains(&text.as_str()),
+        Later::Everything => true,
+    };
+    if asks_for_more {
+        return Err(Error::Later { name: setting.name.to_owned(), value: shown() });
+    }
+    Ok(text)
+}
+
+fn has_control(value: &str) -> bool {
+    value.chars().any(char::is_control)
+}
+
+/// The value as scripts get it, or what it should be.
+fn normalize(kind: Kind, value: &str) -> Result<String, String> {
+    let same = |is_good: bool, wanted: &str| {
+        if is_good { Ok(value.to_owned()) } else { Err(wanted.to_owned()) }
+    };
+    match kind {
+        Kind::Text => Ok(value.to_owned()),
+        Kind::Name => same(
+            crate::manifest::is_name(value),
+            "a name has letters, digits, '-', '_' and '.', and begins with a letter or digit",
+        ),
+        Kind::Boolean => match value.to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" | "on" => Ok("true".into()),
+            "false" | "0" | "no" | "off" => Ok("false".into()),
+            _ => Err("true or false is wanted".into()),
+        },
+        Kind::Integer(least) => {
+            let number = Some(value).filter(|value| value.bytes().all(|b| b.is_ascii_digit()));
+            let number = number.and_then(|value| value.parse::<u32>().ok());
+            match number.filter(|number| (least..=INTEGER_LIMIT).contains(number)) {
+                Some(number) => Ok(number.to_string()),
+                None => Err(format!("a whole number from {least} to {INTEGER_LIMIT} is wanted")),
+            }
+        }
+        Kind::Choice(words) => {
+            same(words.contains(&value), &format!("one of {} is wanted", words.join(", ")))
+        }
+        Kind::Schedule => same(
+            schedule::is_schedule(value),
+            "hourly, daily, weekly, monthly or five fields of cron are wanted",
+        ),
+        Kind::Trees => same(
+            value
+                .split(':')
+                .all(|path| matches!(crate::scan::relative(path.as_bytes()), Ok(Some(_)))),
+            "paths below BACKUP_ROOT, separated by ':', are wanted",
+        ),
+        Kind::Patterns => {
+            let patterns: Vec<&str> = value.split(':').filter(|part| !part.is_empty()).collect();
+            match crate::scan::Excludes::new(&patterns) {
+                Ok(_) => Ok(patterns.join(":")),
+                Err(error) => Err(error.to_string()),
+            }
+        }
+        Kind::Words => {
+            let words: Vec<&str> =
+                value.split([' ', '\t', ',']).filter(|word| !word.is_empty()).collect();
+            let is_good = !words.is_empty() && words.iter().all(|word| is_service(word));
+            if is_good { Ok(words.join(" ")) } else { Err("names are wanted".into()) }
+        }
+        Kind::Postgres => same(
+            is_postgres(value),
+            "compose:SERVICE/DATABASE, docker:CONTAINER/DATABASE or url:NAME is wanted",
+        ),
+    }
+}
+
+fn is_service(word: &str) -> bool {
+    crate::manifest::is_name(word)
+}
+
+fn is_postgres(value: &str) -> bool {
+    let Some((kind, rest)) = value.split_once(':') else { return false };
+    match kind {
+        "compose" | "docker" => rest.split_once('/').is_some_and(|(service, database)| {
+            is_service(service) && !database.is_empty() && !database.starts_with('-')
+        }),
+        "url" => {
+            let is_first = |c: char| c.is_ascii_alphabetic() || c == '_';
+            rest.starts_with(is_first)
+                && rest.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        }
+        _ => false,
+    }
+}
+
+/// Prints `NAME=VALUE` and a NUL for each, for a script to export.
+///
+/// # Errors
+/// Those of the output.
+pub fn write_pairs(output: &mut impl Write, settings: &[Resolved]) -> io::Result<()> {
+    for setting in settings {
+        write!(output, "{}={}\0", setting.name, setting.value)?;
+    }
+    output.flush()
+}
+
+/// Prints them for people; secrets are masked.
+///
+/// # Errors
+/// Those of the output.
+pub fn write_shown(output: &mut impl Write, settings: &[Resolved]) -> io::Result<()> {
+    for setting in settings {
+        let value = if setting.is_secret { "***".into() } else { escape(setting.value.as_bytes()) };
+        let origin = match setting.origin {
+            Origin::Environment => "  (environment)",
+            Origin::EnvFile => "",
+            Origin::Default => "  (default)",
+        };
+        writeln!(output, "{}={value}{origin}", setting.name)?;
+    }
+    output.flush()
+}
+
+/// The annotated env file with all settings; everything in it is commented out.
+pub fn example() -> String {
+    let mut text = String::from(
+        "# Settings of bk: copy this file, uncomment what you need, and `chmod 600` the copy.\n\
+         #\n\
+         # It is read by the rules of Docker Compose's env files and never executed. What the\n\
+         # environment says beats it. An empty value counts as not set. The values below are the\n\
+         # defaults where they are marked so, and examples elsewhere. A secret can also lie in a file\n\
+         # of its own: NAME_FILE=/run/secrets/name instead of NAME=value.\n\
+         #\n\
+         # Printed by `bk-manifest settings --example`.\n",
+    );
+    for (title, settings) in SETTINGS {
+        let _ = write!(text, "\n## {title}\n");
+        for setting in *settings {
+            text.push('\n');
+            for line in setting.help.lines() {
+                let _ = writeln!(text, "# {line}");
+            }
+            match (setting.default, setting.is_secret) {
+                (Some(_), _) => text += "# Default:\n",
+                (None, true) => {
+                    let _ = writeln!(text, "# Secret; or {}_FILE", setting.name);
+                }
+                (None, false) => {}
+            }
+            let value = setting.default.unwrap_or(setting.example);
+            let quote = if value.contains(' ') { "\"" } else { "" };
+            let _ = writeln!(text, "#{}={quote}{value}{quote}", setting.name);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve_both(
+        environment: &[(&str, &str)],
+        env_file: &[(&str, &str)],
+    ) -> Result<Vec<Resolved>, Error> {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let env_file = env_file.iter().map(owned).collect();
+        let environment: BTreeMap<String, String> = environment.iter().map(owned).collect();
+        let environment = |name: &str| environment.get(name).map(OsString::from);
+        resolve(&Sources { environment: &environment, env_file: &env_file }, &[])
+    }
+
+    fn value(settings: &[Resolved], name: &str) -> Option<(String, Origin)> {
+        let found = settings.iter().find(|setting| setting.name == name);
+        found.map(|setting| (setting.value.clone(), setting.origin))
+    }
+
+    #[test]
+    fn the_environment_beats_the_file_and_the_file_the_default() {
+        let settings = resolve_both(
+            &[("BACKUP_APP", "one"), ("PGHOST", ""), ("UNKNOWN", "x"), ("PATH", "/")],
+            &[("BACKUP_APP", "two"), ("PGHOST", "db"), ("BACKUP_INCREMENTAL", "No"), ("X", "y")],
+        )
+        .unwrap();
+        for (name, wanted, origin) in [
+            ("BACKUP_APP", "one", Origin::Environment),
+            ("PGHOST", "db", Origin::EnvFile),
+            ("BACKUP_INCREMENTAL", "false", Origin::EnvFile),
+            ("BACKUP_ENABLED", "true", Origin::Default),
+        ] {
+            assert_eq!(value(&settings, name), Some((wanted.into(), origin)), "{name}");
+        }
+        assert!(settings.iter().all(|known| !["UNKNOWN", "X", "PATH"].contains(&&*known.name)));
+        assert_eq!(value(&settings, "BACKUP_RETENTION_DAYS"), None);
+    }
+
+    #[test]
+    fn malformed_values_and_what_is_not_there_yet_are_named() {
+        for (name, bad) in [
+            ("BACKUP_RETENTION_DAYS", "thirty"),
+            ("BACKUP_RETENTION_DAYS", "0"),
+            ("BACKUP_RETENTION_DAILY", "-1"),
+            ("BACKUP_RETENTION_WEEKLY", "1.5"),
+            ("BACKUP_KEEP_LAST", "+3"),
+            ("BACKUP_INCREMENTAL", "maybe"),
+            ("BACKUP_MAX_FILE_SIZE_MB", "5G"),
+            ("BACKUP_DESTINATION_TYPE", "ftp"),
+            ("BACKUP_DESTINATION_TYPE", "s3"),
+            ("BACKUP_DESTINATION_TYPE", "rsync"),
+            ("BACKUP_EMAIL_ON_SUCCESS", "true"),
+            ("BACKUP_EMAIL_ON_FAILURE", "1"),
+            ("BACKUP_S3_ENABLED", "yes"),
+            ("BACKUP_MANIFEST_FORMAT", "yaml"),
+            ("BACKUP_COMPRESSION", "off"),
+            ("BACKUP_ENCRYPTION_PASSPHRASE", "x"),
+            ("BACKUP_SCHEDULE", "sometimes"),
+            ("BACKUP_SCHEDULE", "60 2 * * *"),
+            ("BACKUP_APP", "a/b"),
+            ("BACKUP_TREES", "../x"),
+            ("BACKUP_TREES", "a::b"),
+            ("BACKUP_EXCLUDE", "a[b"),
+            ("BACKUP_POSTGRES", "db/app"),
+            ("BACKUP_POSTGRES", "compose:db"),
+            ("BACKUP_POSTGRES", "url:A B"),
+            ("BACKUP_STOP_SERVICES", "a;reboot"),
+            ("PGHOST", "a\nb"),
+        ] {
+            let error = resolve_both(&[], &[("BACKUP_ROOT", "/x"), (name, bad)]).unwrap_err();
+            assert!(error.to_string().starts_with(name), "{name}={bad}: {error}");
+        }
+        for (name, good) in [
+            ("BACKUP_EMAIL_ON_SUCCESS", "false"),
+            ("BACKUP_EMAIL_TO", "a@b"),
+            ("S3_BUCKET", "b"),
+            ("BACKUP_POSTGRES", "compose:db/my app"),
+            ("BACKUP_STOP_SERVICES", "api,worker"),
+        ] {
+            assert!(resolve_both(&[], &[(name, good)]).is_ok(), "{name}={good}");
+        }
+        assert!(resolve_both(&[], &[("BACKUP_TREES", "a")]).is_err(), "it has no root");
+    }
+
+    #[test]
+    fn secrets_come_from_files_too_and_are_never_shown() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().write_all(b"s3cret\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        let settings = resolve_both(&[], &[("PGPASSWORD_FILE", path)]).unwrap();
+        assert_eq!(value(&settings, "PGPASSWORD"), Some(("s3cret".into(), Origin::EnvFile)));
+        let mut shown = Vec::new();
+        write_shown(&mut shown, &settings).unwrap();
+        let shown = String::from_utf8(shown).unwrap();
+        assert!(shown.contains("PGPASSWORD=***\n") && !shown.contains("s3cret"));
+
+        let both = [("PGPASSWORD_FILE", path), ("PGPASSWORD", "x")];
+        assert!(matches!(resolve_both(&both, &[]), Err(Error::Both(_))));
+        let settings = resolve_both(&both[1..], &both[..1]).unwrap();
+        assert_eq!(value(&settings, "PGPASSWORD"), Some(("x".into(), Origin::Environment)));
+        let error = resolve_both(&[], &[("PGPASSWORD_FILE", "/nope")]).unwrap_err();
+        assert!(error.to_string().starts_with("PGPASSWORD_FILE: cannot read '/nope'"));
+        let error = resolve_both(&[], &[("PGPASSWORD", "top\tsecret")]).unwrap_err();
+        assert!(!error.to_string().contains("top"));
+    }
+
+    #[test]
+    fn the_url_that_is_named_goes_along_if_it_is_one() {
+        let named = ("BACKUP_POSTGRES", "url:IMMICH_URL");
+        let settings =
+            resolve_both(&[], &[named, ("IMMICH_URL", "postgresql+asyncpg://u:p@h/d")]).unwrap();
+        assert!(settings.iter().any(|known| known.name == "IMMICH_URL" && known.is_secret));
+        assert!(resolve_both(&[], &[named]).is_err());
+        assert!(resolve_both(&[], &[named, ("IMMICH_URL", "/evil.so")]).is_err());
+    }
+
+    #[test]
+    fn names_that_look_misspelled_are_told() {
+        let file = ["BACKUP_APP", "BACKUP_RETENTON_DAYS", "TZ", "BACKUP_S3_SECRET_KEY_FILE"];
+        let file = file.iter().map(|name| ((*name).to_owned(), String::new())).collect();
+        assert_eq!(misspelled(&file), ["BACKUP_RETENTON_DAYS"]);
+    }
+
+    #[test]
+    fn the_example_is_an_env_file_with_every_setting() {
+        let text = example();
+        assert!(crate::env_file::parse(&text, &|_| None).unwrap().is_empty());
+        let uncommented: String = text
+            .lines()
+            .filter_map(|line| line.strip_prefix('#').filter(|line| !line.starts_with([' ', '#'])))
+            .map(|line| line.to_owned() + "\n")
+            .collect();
+        let values = crate::env_file::parse(&uncommented, &|_| None).unwrap();
+        for setting in known_settings::all() {
+            let value = values.get(setting.name).unwrap_or_else(|| panic!("{}", setting.name));
+            if !value.is_empty() && setting.later != Later::Everything {
+                check(setting, value).unwrap();
+            }
+        }
+        assert_eq!(values.len(), known_settings::all().count());
+    }
+}

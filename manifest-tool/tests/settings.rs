@@ -1,0 +1,117 @@
+//! `bk-manifest settings`: what scripts get, and scripts/env.example.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use crate::harness::{Ran, run, run_command, tool, workspace, write};
+
+fn env_file(folder: &Path, text: &str, mode: u32) -> String {
+    let path = folder.join("backup.env");
+    write(&path, text);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+fn settings(text: &str, environment: &[(&str, &str)], more: &[&str]) -> Ran {
+    let folder = tempfile::tempdir().unwrap();
+    let file = env_file(folder.path(), text, 0o600);
+    let mut command = tool(&["settings", "--env-file", &file]);
+    command.args(more).envs(environment.iter().copied());
+    run_command(command, b"")
+}
+
+fn pairs(ran: &Ran) -> Vec<&str> {
+    ran.text().split_terminator('\0').collect()
+}
+
+#[test]
+fn scripts_env_example_is_what_the_program_prints() {
+    let file = std::fs::read_to_string(workspace().join("scripts/env.example")).unwrap();
+    let printed = run(&["settings", "--example"], b"").success();
+    assert_eq!(printed.text(), file, "bk-manifest settings --example > scripts/env.example");
+}
+
+#[test]
+fn a_script_gets_known_names_with_their_values() {
+    let text = "BACKUP_APP=picpeak\nTZ=Europe/Berlin\nLD_PRELOAD=/evil.so\nBACKUP_INCREMENTAL=NO\n\
+                export BACKUP_ROOT=\"${BASE:-/srv}/app\"\nBACKUP_RETENTION_DAILY=7 # a week\n";
+    let ran =
+        settings(text, &[("BACKUP_APP", "other"), ("BASE", "/data"), ("HOME", "/")], &[]).success();
+    let found = pairs(&ran);
+    for wanted in [
+        "BACKUP_APP=other",
+        "BACKUP_INCREMENTAL=false",
+        "BACKUP_ROOT=/data/app",
+        "BACKUP_RETENTION_DAILY=7",
+        "BACKUP_ENABLED=true",
+    ] {
+        assert!(found.contains(&wanted), "{wanted} in {found:?}");
+    }
+    assert!(
+        found
+            .iter()
+            .all(|pair| !["TZ", "LD_PR", "HOME", "BASE"].iter().any(|n| pair.starts_with(n)))
+    );
+}
+
+#[test]
+fn bash_exports_what_is_printed_and_runs_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = env_file(
+        folder.path(),
+        "BACKUP_APP_VERSION='$(touch pwned) `touch pwned` \"x\" ;'\nPGPASSWORD=\"two  blanks\"\n",
+        0o600,
+    );
+    let script = "set -eu; while IFS= read -r -d '' pair; do export \"${pair?}\"; done \
+                  < <(\"$1\" settings --env-file \"$2\"); printf '%s|%s' \"$BACKUP_APP_VERSION\" \"$PGPASSWORD\"";
+    let output = std::process::Command::new("bash")
+        .args(["-c", script, "bash", env!("CARGO_BIN_EXE_bk-manifest"), &file])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        "$(touch pwned) `touch pwned` \"x\" ;|two  blanks"
+    );
+    assert!(!folder.path().join("pwned").exists());
+}
+
+#[test]
+fn faults_are_named_before_anything_is_touched() {
+    for (text, message) in [
+        ("BACKUP_RETENTION_DAYS=soon", "BACKUP_RETENTION_DAYS cannot be 'soon': a whole number"),
+        ("BACKUP_DESTINATION_TYPE=s3", "BACKUP_DESTINATION_TYPE=s3 is not yet supported"),
+        ("BACKUP_EMAIL_ON_SUCCESS=true", "BACKUP_EMAIL_ON_SUCCESS=true is not yet supported"),
+        ("BACKUP_ENCRYPTION_PASSPHRASE=hush", "BACKUP_ENCRYPTION_PASSPHRASE=*** is not yet"),
+        ("A=1\nnonsense here", "line 2: not a comment and not NAME=VALUE"),
+        ("BACKUP_APP=\"x", "line 1: the quote is not closed"),
+    ] {
+        let ran = settings(text, &[], &[]).failure(2, message);
+        assert!(ran.stdout.is_empty() && !ran.stderr.contains("hush"));
+    }
+    settings("", &[], &["--require", "BACKUP_APP"]).failure(2, "BACKUP_APP is not set");
+    settings("", &[], &["--require", "BACKUP_APPP"]).failure(2, "BACKUP_APPP is no setting");
+    settings("", &[("BACKUP_KEEP_LAST", "x")], &[]).failure(2, "BACKUP_KEEP_LAST cannot be 'x'");
+    run(&["settings", "--env-file", "/nowhere"], b"").failure(2, "cannot read '/nowhere'");
+}
+
+#[test]
+fn a_file_that_others_can_read_and_a_misspelled_name_are_warnings() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = env_file(folder.path(), "BACKUP_RETENTON_DAYS=3\n", 0o666);
+    let ran = run(&["settings", "--env-file", &file], b"");
+    assert_eq!(ran.code, 0);
+    for message in
+        ["others can read '", "others can write '", "'BACKUP_RETENTON_DAYS' is no setting"]
+    {
+        assert!(ran.stderr.contains(message), "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn secrets_are_masked_for_people() {
+    let ran = settings("PGPASSWORD=hush\nBACKUP_APP=a\n", &[], &["--show"]).success();
+    assert!(ran.text().contains("PGPASSWORD=***\n") && !ran.text().contains("hush"));
+    assert!(ran.text().contains("BACKUP_APP=a\n"));
+    assert!(ran.text().contains("BACKUP_ENABLED=true  (default)\n"));
+}
