@@ -1,0 +1,341 @@
+//! Decodes files and compares them with their checksums; reads dumps to their end.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Mutex;
+
+use anyhow::Context;
+use bk_manifest::digest::Digest;
+use bk_manifest::entry::Entry;
+use bk_manifest::exit::{Exit, classify};
+use bk_manifest::path::RelPath;
+use bk_manifest::progress::{Progress, human_bytes};
+use bk_manifest::spool::Entries;
+use bk_push::catalog::Folders;
+use bk_push::destination::Destination;
+use bk_push::read::{Plan, Receive};
+use tempfile::{NamedTempFile, TempDir};
+
+use crate::dumps::{DumpName, Dumps, Kinds};
+use crate::problem::{Fault, Findings, Names, Problem};
+use crate::wanted::Wanted;
+
+/// Damaged entries that are remembered one by one.
+pub const ENTRY_LIMIT: usize = 10_000;
+
+/// What content is read with.
+pub struct Content<'a> {
+    /// Where the objects are.
+    pub destination: &'a dyn Destination,
+    /// Where the manifest's folders are.
+    pub folders: &'a Folders,
+    /// What checks dumps.
+    pub dumps: &'a dyn Dumps,
+    /// What the components are.
+    pub kinds: &'a Kinds,
+    /// The folder for temporary copies of dumps.
+    pub temporary: &'a Path,
+    /// Who is told.
+    pub progress: &'a dyn Progress,
+}
+
+/// What reading the content came to.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Entries that were decoded and hashed.
+    pub entries: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The first of those that are damaged, and how.
+    pub damaged: Vec<(RelPath, String)>,
+    /// What is wrong in each object.
+    objects: BTreeMap<String, Loss>,
+}
+
+#[derive(Debug)]
+struct Loss {
+    fault: Fault,
+    detail: String,
+    files: Names,
+}
+
+impl Content<'_> {
+    /// Reads all wanted entries; those in objects that are missing count as damaged.
+    ///
+    /// # Errors
+    /// Denied access, a full disk under the temporary files, being stopped; damage goes into
+    /// `findings`.
+    pub fn read(
+        &self,
+        entries: &Entries,
+        wanted: &Wanted<'_>,
+        findings: &mut Findings,
+    ) -> anyhow::Result<Outcome> {
+        let missing: HashSet<String> = findings
+            .problems()
+            .iter()
+            .filter(|problem| problem.fault == Fault::Missing)
+            .filter_map(|problem| problem.object().map(str::to_owned))
+            .collect();
+        let mut outcome = Outcome::default();
+        let mut plan = Plan::default();
+        let (mut total, mut has_dumps) = (0, false);
+        for place in entries.places() {
+            bk_manifest::signal::check()?;
+            let (start, entry) = place?;
+            if !entry.is_file() || !wanted.has(&entry)? {
+                continue;
+            }
+            let Some(at) = &entry.at else {
+                // Without a place it is empty: the manifest was checked for that.
+                if entry.checksum.is_some_and(|checksum| checksum != Digest::of(b"")) {
+                    let detail = "is empty, but has another checksum";
+                    findings.add(Problem::of_path(Fault::Content, &entry.path, detail));
+                }
+                continue;
+            };
+            let object = self.folders.object(at.backup.as_deref(), &at.object)?;
+            if missing.contains(&object) {
+                outcome.damage(&entry, object, Fault::Missing, "is missing");
+                continue;
+            }
+            has_dumps |= self.dump(&entry).is_some();
+            total += entry.size.unwrap_or(0);
+            plan.push(self.folders, at, start)?;
+        }
+        let room = if has_dumps { Some(Room::new(self.temporary)?) } else { None };
+        self.progress.begin("reading files", Some(total));
+        let judge = Judge { content: self, room, outcome: Mutex::new(outcome) };
+        plan.run(self.destination, entries, &judge)?;
+        self.progress.end();
+        let mut outcome = judge.outcome.into_inner().unwrap_or_default();
+        for (object, loss) in std::mem::take(&mut outcome.objects) {
+            if let Some(known) = findings.of_object(&object) {
+                known.files = loss.files;
+            } else {
+                let mut problem = Problem::of_object(loss.fault, object, loss.detail);
+                problem.files = loss.files;
+                findings.add(problem);
+            }
+        }
+        for problem in findings.problems_mut() {
+            let is_of_bytes = matches!(problem.fault, Fault::Size | Fault::Checksum);
+            if is_of_bytes && problem.files.count == 0 {
+                problem.detail.push_str(", but all files asked for could be read");
+            }
+        }
+        outcome.damaged.sort();
+        Ok(outcome)
+    }
+
+    fn dump<'e>(&'e self, entry: &'e Entry) -> Option<DumpName<'e>> {
+        self.kinds.dump(entry, self.dumps)
+    }
+
+    fn object(&self, entry: &Entry) -> anyhow::Result<String> {
+        let at = entry.at.as_ref().context("an entry without a place")?;
+        self.folders.object(at.backup.as_deref(), &at.object)
+    }
+}
+
+impl Outcome {
+    fn damage(&mut self, entry: &Entry, object: String, fault: Fault, detail: &str) {
+        if self.damaged.len() < ENTRY_LIMIT {
+            self.damaged.push((entry.path.clone(), detail.to_owned()));
+        }
+        let loss = self.objects.entry(object).or_insert_with(|| Loss {
+            fault,
+            detail: match fault {
+                Fault::Missing => detail.to_owned(),
+                Fault::Unchecked => format!("holds '{}', which {detail}", entry.path),
+                _ => format!("is damaged: '{}' {detail}", entry.path),
+            },
+            files: Names::default(),
+        });
+        // What was judged outweighs what could not be.
+        if loss.fault == Fault::Unchecked && fault != Fault::Unchecked {
+            loss.fault = fault;
+            loss.detail = format!("is damaged: '{}' {detail}", entry.path);
+        }
+        loss.files.add(&entry.path);
+    }
+}
+
+/// Takes content as it is decoded.
+struct Judge<'a> {
+    content: &'a Content<'a>,
+    room: Option<Room>,
+    outcome: Mutex<Outcome>,
+}
+
+/// Where the bytes of an entry go, while the reading hashes them.
+enum Output<'a> {
+    /// Nowhere.
+    Hashed(&'a dyn Progress),
+    /// Into a file that will be checked as a dump.
+    Dump(NamedTempFile, &'a dyn Progress),
+}
+
+impl Write for Output<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let (written, progress) = match self {
+            Output::Hashed(progress) => (bytes.len(), progress),
+            Output::Dump(file, progress) => (file.write(bytes)?, progress),
+        };
+        progress.advance(written as u64, 0);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Judge<'_> {
+    fn damage(&self, entry: &Entry, fault: Fault, detail: &str) -> anyhow::Result<()> {
+        let object = self.content.object(entry)?;
+        if let Ok(mut outcome) = self.outcome.lock() {
+            outcome.damage(entry, object, fault, detail);
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Receive for Judge<'a> {
+    type Output = Output<'a>;
+
+    fn begin(&self, entry: &Entry) -> anyhow::Result<Option<Output<'a>>> {
+        let progress = self.content.progress;
+        let is_dump = self.content.dump(entry).is_some();
+        let Some(room) = self.room.as_ref().filter(|_| is_dump) else {
+            return Ok(Some(Output::Hashed(progress)));
+        };
+        let size = entry.size.unwrap_or(0);
+        if room.take(size) {
+            return Ok(Some(Output::Dump(room.file()?, progress)));
+        }
+        let detail = format!(
+            "could not be checked to its end: no room for {} in '{}' (set TMPDIR)",
+            human_bytes(size),
+            self.content.temporary.display()
+        );
+        self.damage(entry, Fault::Unchecked, &detail)?;
+        Ok(Some(Output::Hashed(progress)))
+    }
+
+    fn end(&self, entry: &Entry, output: Output<'a>, damage: Option<&str>) -> anyhow::Result<()> {
+        if let Some(detail) = damage {
+            self.damage(entry, Fault::Content, detail)?;
+        } else if let Output::Dump(file, _) = &output
+            && let Some(dump) = self.content.dump(entry)
+            && let Err(error) = self.content.dumps.check(dump, file.path())
+        {
+            bk_manifest::signal::check()?;
+            // The copy's own name tells nobody anything.
+            let copy = format!("'{}': ", file.path().display());
+            let why = format!("{error:#}").replace(&copy, "");
+            if classify(&error) == Exit::Damaged {
+                let detail = format!("is no dump that could be restored: {why}");
+                self.damage(entry, Fault::Dump, &detail)?;
+            } else {
+                let detail = format!("could not be checked to its end: {why}");
+                self.damage(entry, Fault::Unchecked, &detail)?;
+            }
+        }
+        if let (Output::Dump(..), Some(room)) = (&output, &self.room) {
+            room.give_back(entry.size.unwrap_or(0));
+        }
+        self.content.progress.advance(0, 1);
+        if let Ok(mut outcome) = self.outcome.lock() {
+            outcome.entries += 1;
+            outcome.bytes += entry.size.unwrap_or(0);
+        }
+        Ok(())
+    }
+}
+
+/// A private folder for copies of dumps, and how many bytes may still go into it.
+struct Room {
+    folder: TempDir,
+    free: Mutex<u64>,
+}
+
+impl Room {
+    fn new(temporary: &Path) -> anyhow::Result<Self> {
+        use std::os::unix::fs::PermissionsExt;
+        let context = || format!("cannot create a temporary folder in '{}'", temporary.display());
+        let folder = tempfile::Builder::new()
+            .prefix("bk-verify-")
+            .permissions(std::fs::Permissions::from_mode(0o700))
+            .tempdir_in(temporary)
+            .with_context(context)?;
+        let space =
+            rustix::fs::statvfs(folder.path()).map_err(io::Error::from).with_context(context)?;
+        let free = Mutex::new(space.f_bavail.saturating_mul(space.f_frsize));
+        Ok(Room { folder, free })
+    }
+
+    /// Sets bytes aside, if so many are free.
+    fn take(&self, bytes: u64) -> bool {
+        let Ok(mut free) = self.free.lock() else { return false };
+        let is_enough = *free >= bytes;
+        if is_enough {
+            *free -= bytes;
+        }
+        is_enough
+    }
+
+    fn give_back(&self, bytes: u64) {
+        if let Ok(mut free) = self.free.lock() {
+            *free += bytes;
+        }
+    }
+
+    fn file(&self) -> anyhow::Result<NamedTempFile> {
+        NamedTempFile::new_in(self.folder.path()).context("cannot create a temporary file")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bk_manifest::exit::Exit;
+
+    use crate::level::Level;
+    use crate::sample::{Sample, VOLUME, at_level, noise, path, volume};
+
+    #[test]
+    fn copies_of_a_large_file_are_read_whole() {
+        // They lie in the same few bytes, and decode to more than is kept in memory.
+        let zeros = vec![0; 70 << 20];
+        let (bytes, mut entries) = volume(&[&[("zeros", &zeros)]]);
+        let mut copy = entries[0].clone();
+        copy.path = path("zeros2");
+        entries.push(copy);
+        let sample = Sample::with_volume(&bytes, entries);
+        let ran = sample.verify(&sample.parent.stored(), &at_level(Level::Content));
+        assert_eq!(ran.exit(), Exit::Done, "{:?}", ran.said);
+    }
+
+    #[test]
+    fn files_before_the_damage_in_a_shared_frame_are_not_lost() {
+        let noise = noise(600_000);
+        let (first, second) = noise.split_at(300_000);
+        let (bytes, entries) = volume(&[&[("first", first), ("second", second)]]);
+        let sample = Sample::with_volume(&bytes, entries);
+        sample.alter(&sample.parent, VOLUME, |bytes| bytes.truncate(500_000));
+        let ran = sample.verify(&sample.parent.stored(), &at_level(Level::Content));
+        assert_eq!(ran.exit(), Exit::Damaged);
+        assert!(ran.has_said("'second'") && !ran.has_said("'first'"), "{:?}", ran.said);
+    }
+
+    #[test]
+    fn without_a_temporary_folder_nothing_is_proved() {
+        let sample = Sample::new();
+        let options = at_level(Level::Content);
+        let nowhere = std::path::PathBuf::from("/no/such/folder");
+        let ran = sample.verify_child(&crate::verify::Options { temporary: nowhere, ..options });
+        assert_eq!(ran.exit(), Exit::Failed, "{:?}", ran.result);
+        assert!(!ran.is_ended());
+    }
+}
