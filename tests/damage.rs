@@ -5,8 +5,10 @@ use std::path::Path;
 
 use crate::harness::{Sandbox, noise, snapshot};
 
-/// Ways to damage an object.
-fn damages() -> [(&'static str, fn(&Path)); 4] {
+/// A way to damage an object, and its name.
+type Damage = (&'static str, fn(&Path));
+
+fn damages() -> [Damage; 4] {
     [
         ("flipped", |path| {
             let mut bytes = fs::read(path).unwrap();

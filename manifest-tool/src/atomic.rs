@@ -57,7 +57,7 @@ impl NewFile {
             Existing::Replace => self.file.persist(name),
         }
         .map_err(|error| error.error)?;
-        sync_folder(name.parent().unwrap_or(Path::new(".")))
+        sync_folder(folder_of(name))
     }
 }
 
@@ -78,13 +78,17 @@ impl Write for NewFile {
 /// # Errors
 /// As [`NewFile::commit`].
 pub fn create(name: &Path, bytes: &[u8], mode: u32, existing: Existing) -> io::Result<()> {
-    let folder = match name.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut file = NewFile::create_in(folder, mode)?;
+    let mut file = NewFile::create_in(folder_of(name), mode)?;
     file.write_all(bytes)?;
     file.commit(name, existing)
+}
+
+/// The folder of a name; a bare name is in the current one.
+fn folder_of(name: &Path) -> &Path {
+    match name.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
 }
 
 /// Makes the names in a folder survive a power cut.

@@ -6,11 +6,9 @@ use anyhow::Context;
 use bk_manifest::exit::{Exit, Failure};
 use bk_manifest::manifest::{Component, Header, ObjectRecord, Status, Trailer};
 use bk_manifest::path::escape;
-use bk_manifest::spool::Document;
 use bk_manifest::time::Time;
 
 use crate::destination::{Destination, ObjectInfo};
-use crate::store::Store;
 use crate::{outer, place};
 
 /// A backup that is there: what its header and trailer say, but for the objects.
@@ -113,6 +111,8 @@ impl Catalog {
                 .and_then(|(header, trailer)| BackupInfo::new(object.clone(), &header, &trailer));
             match read {
                 Ok(backup) => catalog.backups.push(backup),
+                // Gone since the listing: prune or a withdrawn commit.
+                Err(_) if destination.stat(&object.name)?.is_none() => {}
                 Err(error) => catalog.unreadable.push((object, error)),
             }
         }
@@ -148,39 +148,6 @@ impl Catalog {
             None => Ok(by_series.into_values().next().unwrap_or_default()),
         }
     }
-}
-
-/// The folder of a document's backup at a destination: where the document says, or found by its id.
-///
-/// What the document says is believed only if the manifest there is the same one.
-///
-/// # Errors
-/// [`Exit::NotFound`] if the backup is not there; [`Exit::Damaged`] if another manifest has its id.
-pub fn locate(store: &Store, document: &Document) -> anyhow::Result<String> {
-    let destination = &*store.destination;
-    let id = document.header.the_backup()?.id;
-    let sum = document.trailer.total_checksum();
-    let run = document.header.run()?;
-    let place = run.place.filter(|place| {
-        run.destination.as_deref() == Some(&store.marker.id) && place::is_manifest(place)
-    });
-    if let Some(place) = place
-        && let Some(object) = destination.stat(&place)?
-        && outer::read(destination, &object)
-            .is_ok_and(|(_, trailer)| trailer.total_checksum() == sum)
-    {
-        return Ok(place::parent(&place).to_owned());
-    }
-    let catalog = Catalog::read(destination)?;
-    let Some(found) = catalog.find(&id) else {
-        let message = format!("the backup '{id}' is not at '{}'", destination.describe());
-        return Err(Failure::new(Exit::NotFound, message).into());
-    };
-    if sum.map(|sum| sum.to_string()) != Some(found.total_checksum.clone()) {
-        let message = format!("the manifest of '{id}' at the destination is another one than this");
-        return Err(Failure::new(Exit::Damaged, message).into());
-    }
-    Ok(found.folder().to_owned())
 }
 
 /// Reads header and trailer of a backup's manifest again, for what a listing does not keep.

@@ -20,7 +20,8 @@ use globset::GlobSet;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::catalog::{Folders, locate};
+use crate::catalog::Folders;
+use crate::locate::{Located, locate};
 use crate::read::{Plan, Receive};
 use crate::store::Store;
 use crate::target::{Target, UNFINISHED, UnfinishedFile};
@@ -76,7 +77,7 @@ pub fn fetch(
     options: &Options,
     progress: &dyn Progress,
 ) -> anyhow::Result<Exit> {
-    let folder = locate(store, document)?;
+    let folder = find(document, store, progress)?;
     let folders = Folders::new(&document.header, &folder)?;
     let (mut files, mut bytes, mut others) = (0u64, 0u64, 0u64);
     for entry in document.entries.iter() {
@@ -135,6 +136,26 @@ pub fn fetch(
     write_marker(&options.target, &FetchMarker { is_complete: lost.is_empty(), ..marker })?;
     progress.end();
     report(document, options, &target, &lost, files, bytes, progress)
+}
+
+/// The folder of the backup that the document describes.
+///
+/// A stored manifest that is damaged stops nothing: the document that came in is whole.
+fn find(document: &Document, store: &Store, progress: &dyn Progress) -> anyhow::Result<String> {
+    let id = document.header.the_backup()?.id;
+    let total = document.trailer.total_checksum().context("the manifest has no sum")?;
+    let located = locate(store, &document.header.run()?, &id, total)?;
+    match &located {
+        Located::Same(_) => {}
+        Located::Unreadable(manifest, error) => {
+            progress.warn(&format!("'{}' is damaged: {error:#}", manifest.name));
+        }
+        Located::Other(manifest) => {
+            let message = format!("'{}' is another manifest than the one given", manifest.name);
+            return Err(fail(Exit::Damaged, message));
+        }
+    }
+    Ok(located.folder().to_owned())
 }
 
 /// Whether an entry's own content is to be written: a file, or a link whose first path is not
@@ -307,7 +328,7 @@ fn list_strangers(
         }
         if found.path.file_name().starts_with(UNFINISHED.as_bytes()) {
             swept.push(found.path);
-        } else if !last.as_ref().is_some_and(|last| found.path.below(last).is_some()) {
+        } else if last.as_ref().is_none_or(|last| found.path.below(last).is_none()) {
             strangers += 1;
             if strangers <= NAMES_SHOWN {
                 progress.warn(&format!("'{}' is not in the backup; it was left", found.path));

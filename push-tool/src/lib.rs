@@ -12,6 +12,7 @@ pub mod known;
 pub mod links;
 pub mod list;
 pub mod local;
+pub mod locate;
 pub mod mark;
 pub mod outer;
 pub mod pack;

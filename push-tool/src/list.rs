@@ -48,9 +48,9 @@ pub fn table(
             let pad = " ".repeat(width - cell.chars().count());
             // Numbers are right-aligned.
             if (4..7).contains(&column) {
-                line += &(pad + cell)
+                line += &(pad + cell);
             } else {
-                line += &(cell.clone() + &pad)
+                line += &(cell.clone() + &pad);
             }
             line += "  ";
         }

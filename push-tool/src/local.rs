@@ -74,7 +74,7 @@ impl Local {
         Ok((NewFile::create_in(&unfinished, FILE_MODE)?, path))
     }
 
-    fn info(&self, name: &str, path: &Path) -> io::Result<Option<ObjectInfo>> {
+    fn info(name: &str, path: &Path) -> io::Result<Option<ObjectInfo>> {
         match fs::symlink_metadata(path) {
             Ok(metadata) if metadata.is_file() => Ok(Some(ObjectInfo {
                 name: name.to_owned(),
@@ -173,7 +173,7 @@ impl Destination for Local {
 
     fn stat(&self, name: &str) -> Result<Option<ObjectInfo>> {
         self.file(name)
-            .and_then(|path| self.info(name, &path))
+            .and_then(|path| Local::info(name, &path))
             .map_err(|error| self.error("look at", name, error))
     }
 
@@ -226,6 +226,10 @@ impl Destination for Local {
             }
         }
         for folder in folders.iter().rev() {
+            // After a power cut nothing may come back of which a later removal took the rest.
+            if let Err(error) = atomic::sync_folder(folder) {
+                failed.push(self.error("sync", &folder.display().to_string(), error));
+            }
             self.remove_empty(folder);
         }
         failed

@@ -17,6 +17,12 @@ use crate::destination::Destination;
 
 /// The folder of the partial lists.
 pub const FOLDER: &str = ".bk/partial";
+/// The first piece of a list.
+pub const BEGUN: &str = "begun.json";
+/// How the piece ends that names an object which is about to be put.
+pub const NAME: &str = ".name";
+/// How the piece ends that holds the entries of an object which is closed.
+pub const ENTRIES: &str = ".entries";
 
 /// How a push begins its list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,8 +80,7 @@ pub fn read_all(destination: &dyn Destination) -> anyhow::Result<Vec<PartialList
         else {
             continue;
         };
-        let begun =
-            if piece == "begun.json" { read_json(destination, &object.name)? } else { None };
+        let begun = if piece == BEGUN { read_json(destination, &object.name)? } else { None };
         let list = lists.entry(id.to_owned()).or_insert_with(|| PartialList {
             begun: None,
             id: id.to_owned(),
@@ -97,7 +102,7 @@ impl PartialList {
     pub fn objects(&self, destination: &dyn Destination) -> anyhow::Result<Vec<String>> {
         let Some(begun) = &self.begun else { return Ok(Vec::new()) };
         let mut objects = Vec::new();
-        for piece in self.pieces.iter().filter(|piece| piece.ends_with(".name")) {
+        for piece in self.of_kind(NAME) {
             if let Some(named) = read_json::<Named>(destination, piece)? {
                 objects.push(crate::place::object(&begun.folder, &named.object)?);
             }
@@ -107,7 +112,11 @@ impl PartialList {
 
     /// The pieces with entries of closed objects.
     pub fn closed(&self) -> impl Iterator<Item = &str> {
-        self.pieces.iter().filter(|piece| piece.ends_with(".entries")).map(String::as_str)
+        self.of_kind(ENTRIES)
+    }
+
+    fn of_kind(&self, suffix: &str) -> impl Iterator<Item = &str> {
+        self.pieces.iter().map(String::as_str).filter(move |piece| piece.ends_with(suffix))
     }
 }
 

@@ -384,12 +384,11 @@ impl Push<'_> {
                 missing.len()
             ));
             for object in missing {
-                match &object.record.backup {
-                    Some(backup) => self.base.usable.remove(backup, &object.record.object),
-                    None => {
-                        self.own.remove(&object.record.object);
-                        self.lost.insert(object.record.object);
-                    }
+                if let Some(backup) = &object.record.backup {
+                    self.base.usable.remove(backup, &object.record.object);
+                } else {
+                    self.own.remove(&object.record.object);
+                    self.lost.insert(object.record.object);
                 }
             }
             let again = std::mem::replace(entries, bk_manifest::spool::Spool::new()?.finish()?);
@@ -532,11 +531,18 @@ impl Push<'_> {
         document: &Document,
     ) -> anyhow::Result<()> {
         let destination = &*store.destination;
-        if destination.now()?.since(looked) <= store.grace() / 2 && store.grace() > Duration::ZERO {
+        if store.grace() > Duration::ZERO && destination.now()?.since(looked) <= store.grace() / 2 {
             return Ok(());
         }
+        // A mark that is due may be at work, and have read the manifests before this one was there.
+        let now = destination.now()?;
+        let mut marks = mark::read_all(destination)?;
+        marks.retain(|placed| now.since(placed.object.modified) >= store.grace());
+        let marked = mark::marked_names(&marks);
         let needed = self.needed(folder, &document.objects)?;
-        if present(destination, &needed)?.len() == needed.len() {
+        let is_safe = needed.iter().all(|object| !marked.contains(object.name.as_str()))
+            && present(destination, &needed)?.len() == needed.len();
+        if is_safe {
             return Ok(());
         }
         let mut names = vec![place.to_owned()];
@@ -561,9 +567,10 @@ fn commit(
     format: Format,
 ) -> anyhow::Result<String> {
     let destination = &*store.destination;
-    let (manifest, _) = match format {
-        Format::Json => (place::MANIFEST_NAMES[0], ()),
-        Format::Yaml => (place::MANIFEST_NAMES[1], ()),
+    let [json, yaml] = place::MANIFEST_NAMES;
+    let manifest = match format {
+        Format::Json => json,
+        Format::Yaml => yaml,
     };
     for (name, text) in
         describe::side_files(&document.header, &document.trailer, &document.objects, manifest)?
@@ -583,7 +590,7 @@ fn commit(
         writer.entry(&entry?).with_context(context)?;
     }
     let (output, stored) = writer.end(document.trailer.stored()).with_context(context)?;
-    output.into_inner().map_err(|error| error.into_error()).with_context(context)?;
+    output.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(context)?;
     upload.commit()?;
     document.trailer.totals = stored.totals.clone();
     if let Some(sum) = stored.total_checksum() {

@@ -21,6 +21,7 @@ pub struct Sources(Vec<OpenSource>);
 
 struct OpenSource {
     source: Source,
+    /// For a stage folder also a shared lock, which keeps the next dump step from sweeping it.
     root: Root,
     /// The recorded paths that it covers; an empty one is everything.
     areas: Vec<Vec<u8>>,
@@ -91,13 +92,22 @@ impl OpenSource {
         let root = Root::open(path).map_err(|error| {
             fail(Exit::Failed, format!("cannot open the source '{}': {error}", path.display()))
         })?;
+        if source.kind == SourceKind::Stage {
+            rustix::fs::flock(root.as_fd(), rustix::fs::FlockOperation::NonBlockingLockShared)
+                .or_else(|error| match error {
+                    // The dump step still writes there; its own lock holds until it has ended.
+                    rustix::io::Errno::WOULDBLOCK => Ok(()),
+                    error => Err(error),
+                })
+                .map_err(io::Error::from)
+                .with_context(|| format!("cannot lock the stage '{}'", path.display()))?;
+        }
         let prefix = &source.prefix.0;
         let areas = if source.paths.is_empty() {
             vec![prefix.clone()]
         } else {
-            let join = |path: &[u8]| match prefix.is_empty() {
-                true => path.to_vec(),
-                false => [prefix, &b"/"[..], path].concat(),
+            let join = |path: &[u8]| {
+                if prefix.is_empty() { path.to_vec() } else { [prefix, &b"/"[..], path].concat() }
             };
             source.paths.iter().map(|path| join(&path.0)).collect()
         };

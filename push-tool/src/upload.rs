@@ -10,7 +10,7 @@ use bk_manifest::manifest::ObjectRecord;
 use bk_manifest::spool::Spool;
 
 use crate::destination::{Created, Destination, Upload};
-use crate::partial::{Begun, Closed, FOLDER, Named};
+use crate::partial::{BEGUN, Begun, Closed, ENTRIES, FOLDER, NAME, Named};
 use crate::place;
 
 /// Messages that may wait: what bounds the memory between the threads, at a frame each.
@@ -81,6 +81,8 @@ pub struct PartialWriter<'a> {
     destination: &'a dyn Destination,
     folder: String,
     backup_folder: String,
+    /// The first piece; put again if prune took the list of a push that slept too long.
+    begun: Vec<u8>,
     pieces: Vec<String>,
     renewed: Instant,
     interval: Duration,
@@ -96,15 +98,17 @@ impl<'a> PartialWriter<'a> {
         begun: &Begun,
         grace: Duration,
     ) -> anyhow::Result<Self> {
+        let text = serde_json::to_vec(begun)?;
         let mut list = PartialWriter {
             destination,
             folder: format!("{FOLDER}/{}", begun.id),
             backup_folder: begun.folder.clone(),
+            begun: text.clone(),
             pieces: Vec::new(),
             renewed: Instant::now(),
             interval: (grace / 4).max(RENEW_AT_LEAST),
         };
-        list.piece("begun.json", &serde_json::to_vec(begun)?)?;
+        list.piece(BEGUN, &text)?;
         Ok(list)
     }
 
@@ -122,28 +126,26 @@ impl<'a> PartialWriter<'a> {
         if self.renewed.elapsed() < self.interval {
             return Ok(());
         }
+        self.destination.create(&place::join(&self.folder, BEGUN), &self.begun)?;
         self.piece(&format!("renewed-{:06}", self.pieces.len()), b"")
     }
 
     /// The entries of an object that is closed, one a line behind a line for the object.
     fn closed(&mut self, record: &ObjectRecord, entries: Spool) -> anyhow::Result<()> {
-        let name = place::join(&self.folder, &format!("{:06}.entries", self.pieces.len()));
+        let name = place::join(&self.folder, &format!("{:06}{ENTRIES}", self.pieces.len()));
         let mut upload = self.destination.put(&name)?;
         let closed =
             Closed { object: record.object.clone(), size: record.size, checksum: record.checksum };
-        let mut write = || -> anyhow::Result<()> {
-            serde_json::to_writer(&mut upload, &closed)?;
-            upload.write_all(b"\n")?;
-            let mut line = Vec::new();
-            for entry in entries.finish()?.iter() {
-                line.clear();
-                entry?.write_canonical(&mut line);
-                line.push(b'\n');
-                upload.write_all(&line)?;
-            }
-            Ok(())
-        };
-        write().with_context(|| format!("cannot store '{name}'"))?;
+        let context = || format!("cannot store '{name}'");
+        let mut line = serde_json::to_vec(&closed)?;
+        line.push(b'\n');
+        upload.write_all(&line).with_context(context)?;
+        for entry in entries.finish()?.iter() {
+            line.clear();
+            entry?.write_canonical(&mut line);
+            line.push(b'\n');
+            upload.write_all(&line).with_context(context)?;
+        }
         upload.commit()?;
         self.pieces.push(name);
         self.renewed = Instant::now();
@@ -166,7 +168,7 @@ impl<'a> PartialWriter<'a> {
             match message {
                 Message::Open(object) => {
                     let named = Named { object: object.clone() };
-                    let piece = format!("{:06}.name", self.pieces.len());
+                    let piece = format!("{:06}{NAME}", self.pieces.len());
                     self.piece(&piece, &serde_json::to_vec(&named)?)?;
                     let name = place::join(&self.backup_folder, &object);
                     open = Some((object, HashWriter::new(self.destination.put(&name)?)));

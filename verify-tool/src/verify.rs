@@ -17,13 +17,14 @@ use bk_manifest::stream::{Format, Reader, Writer};
 use bk_manifest::time::Time;
 use bk_push::catalog::{Folders, needed_objects};
 use bk_push::destination::Destination;
+use bk_push::locate::{Located, locate};
 use bk_push::store::Store;
 
 use crate::check::{self, Target};
 use crate::content::Content;
 use crate::dumps::{Dumps, Kinds};
 use crate::level::{Level, Scope, Task, tasks};
-use crate::locate::{Located, locate};
+use crate::locate::problem;
 use crate::loss;
 use crate::problem::{Fault, Findings};
 use crate::report::{Case, Checked, Report, ReportFile, is_told_by_entry};
@@ -265,7 +266,7 @@ impl Examined<'_> {
         if let Some(entries) = self.entries {
             return entries.iter().try_for_each(|entry| one(&entry?));
         }
-        let stored = self.destination.read(&self.located.manifest.name, None)?;
+        let stored = self.destination.read(&self.located.manifest().name, None)?;
         let mut reader = Reader::new(stored)?;
         while let Some(entry) = reader.next_entry()? {
             one(&entry)?;
@@ -280,10 +281,10 @@ impl Examined<'_> {
         dumps: &dyn Dumps,
         findings: &mut Findings,
     ) -> anyhow::Result<(Checked, Vec<Case>)> {
-        if let Some(problem) = self.located.problem.clone() {
+        if let Some(problem) = problem(self.located) {
             findings.add(problem);
         } else if self.level() >= Level::Stored && !self.is_selected() {
-            check::manifest(self.destination, &self.located.manifest, self.total, findings)?;
+            check::manifest(self.destination, self.located.manifest(), self.total, findings)?;
         }
         let used: BTreeSet<&str> = targets
             .iter()
@@ -291,7 +292,7 @@ impl Examined<'_> {
             .collect();
         check::present(self.destination, &used, targets, findings)?;
         let mut names: Vec<&str> = targets.iter().map(|target| target.name.as_str()).collect();
-        names.push(&self.located.manifest.name);
+        names.push(&self.located.manifest().name);
         check::warn_of_marks(self.destination, &names, self.progress);
         let (read, mut bytes) = check::stored(self.destination, targets, findings, self.progress)?;
         let mut checked = Checked { objects: targets.len() as u64, read, ..Checked::default() };

@@ -1,0 +1,237 @@
+//! The step that brings a dump back: the document is read to its end, the file that fetch wrote is
+//! compared with it and read to its own end, and only then is a target touched.
+
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use bk_manifest::beneath::{Cursor, Root};
+use bk_manifest::entry::Entry;
+use bk_manifest::exit::{Exit, Failure, fail};
+use bk_manifest::manifest::{Component, Status};
+use bk_manifest::path::{OWN_FOLDER, RelPath};
+use bk_manifest::progress::Progress;
+use bk_manifest::spool::Document;
+use bk_manifest::stream::Format;
+use serde_json::{Value, json};
+
+use crate::check::{self, DumpKind};
+use crate::connection::Server;
+use crate::{archive, postgres, postgres_restore, sqlite, unpack};
+
+/// What is restored and where to.
+pub struct Options<'a> {
+    /// The folder that fetch filled.
+    pub from: PathBuf,
+    /// The component; none: the only one of the target's kind.
+    pub component: Option<String>,
+    /// Where it goes.
+    pub target: Target<'a>,
+}
+
+/// Where a component goes; which one it can be depends on its kind.
+pub enum Target<'a> {
+    /// None was named: an error that says what to name, once the component is known.
+    None,
+    /// A database on a PostgreSQL server.
+    Postgres(postgres_restore::Target<'a>),
+    /// An SQLite database file.
+    Sqlite(sqlite::Target),
+    /// A folder for an archive.
+    Folder(unpack::Target<'a>),
+}
+
+impl Target<'_> {
+    fn takes(&self, kind: &str) -> bool {
+        match self {
+            Target::None => kind == postgres::KIND || kind == sqlite::KIND,
+            Target::Postgres(_) => kind == postgres::KIND,
+            Target::Sqlite(_) => kind == sqlite::KIND,
+            Target::Folder(_) => kind == archive::KIND,
+        }
+    }
+}
+
+/// Which flag names the target of a kind.
+fn target_flag(kind: &str) -> &'static str {
+    match kind {
+        postgres::KIND => "--database NAME",
+        sqlite::KIND => "--to FILE",
+        _ => "--into DIR",
+    }
+}
+
+fn is_dump(kind: &str) -> bool {
+    [postgres::KIND, sqlite::KIND, archive::KIND].contains(&kind)
+}
+
+/// Restores one component, then passes the document on.
+///
+/// # Errors
+/// A document that is damaged (21) or does not hold the component (13), a dump that differs from it
+/// (20), those of the target.
+pub fn restore(
+    input: impl Read,
+    output: impl Write,
+    options: &Options<'_>,
+    progress: &dyn Progress,
+) -> anyhow::Result<Exit> {
+    let mut document = Document::read(input)?;
+    let components = document.trailer.components()?;
+    let component = choose(&components, options)?;
+    let entry = dump_entry(&document, &component.name)?;
+    if component.status == Status::Partial {
+        progress.warn(&format!("the component '{}' was backed up in part", component.name));
+    }
+    let nowhere = Server::new(&crate::connection::Request::default())?;
+    let server = match &options.target {
+        Target::Postgres(target) => target.server,
+        _ => &nowhere,
+    };
+    match &options.target {
+        Target::Sqlite(target) => sqlite::check_target(target)?,
+        Target::None | Target::Postgres(_) | Target::Folder(_) => {}
+    }
+    let (kind, mut dump) = checked(&options.from, component, &entry, server, progress)?;
+    dump.rewind().context("cannot read the dump")?;
+    match &options.target {
+        Target::Postgres(target) => {
+            postgres_restore::restore(dump, &component.extra, target, progress)?;
+        }
+        Target::Sqlite(target) => sqlite::restore(dump, &component.extra, target, progress)?,
+        Target::Folder(target) => unpack::unpack(kind, dump, target, progress)?,
+        Target::None => return Err(no_target(component)),
+    }
+    progress.note(&format!("restored the component '{}'", component.name));
+    let exit = document.trailer.exit()?;
+    let mut run = document.trailer.run()?;
+    let mut restored = match run.extra.remove("restored") {
+        Some(Value::Array(list)) => list,
+        _ => Vec::new(),
+    };
+    restored.push(json!(component.name));
+    run.extra.insert("restored".into(), Value::Array(restored));
+    document.trailer.set_run(&run);
+    document.write(output, Format::Json)?;
+    Ok(exit)
+}
+
+fn no_target(component: &Component) -> anyhow::Error {
+    let message = format!("the component '{}' ({}) needs a target", component.name, component.kind);
+    Failure::new(Exit::Usage, message)
+        .hint(format!("name it with {}", target_flag(&component.kind)))
+        .into()
+}
+
+fn choose<'a>(components: &'a [Component], options: &Options<'_>) -> anyhow::Result<&'a Component> {
+    if let Some(name) = &options.component {
+        let component = components
+            .iter()
+            .find(|component| component.name == *name)
+            .ok_or_else(|| no_component(&format!("no component '{}'", name.escape_debug())))?;
+        if !is_dump(&component.kind) {
+            let message =
+                format!("the component '{name}' is of the kind '{}', not a dump", component.kind);
+            return Err(Failure::new(Exit::Usage, message)
+                .hint("bk-push fetch has put its files where they belong")
+                .into());
+        }
+        if matches!(options.target, Target::None) || !options.target.takes(&component.kind) {
+            return Err(no_target(component));
+        }
+        return Ok(component);
+    }
+    let mut fitting = components.iter().filter(|component| options.target.takes(&component.kind));
+    let Some(first) = fitting.next() else {
+        return Err(no_component(match &options.target {
+            Target::None => "no database",
+            Target::Postgres(_) => "no PostgreSQL database",
+            Target::Sqlite(_) => "no SQLite database",
+            Target::Folder(_) => "no archive",
+        }));
+    };
+    let others: Vec<&str> = fitting.map(|component| component.name.as_str()).collect();
+    if !others.is_empty() {
+        let message = format!("several components fit: {}, {}", first.name, others.join(", "));
+        return Err(Failure::new(Exit::Usage, message).hint("choose one: --component NAME").into());
+    }
+    if matches!(options.target, Target::None) { Err(no_target(first)) } else { Ok(first) }
+}
+
+fn no_component(what: &str) -> anyhow::Error {
+    fail(Exit::NotFound, format!("the backup holds {what}"))
+}
+
+/// The one file of a dump.
+fn dump_entry(document: &Document, component: &str) -> anyhow::Result<Entry> {
+    let folder = RelPath::new([OWN_FOLDER, b"/", component.as_bytes()].concat())?;
+    let mut found = None;
+    for entry in document.entries.iter() {
+        let entry = entry?;
+        if entry.component() == component && entry.is_file() && entry.path.below(&folder).is_some()
+        {
+            if found.is_some() {
+                let message = format!("the component '{component}' has several dumps");
+                return Err(fail(Exit::Malformed, message));
+            }
+            found = Some(entry);
+        }
+    }
+    found.ok_or_else(|| fail(Exit::NotFound, format!("the component '{component}' has no dump")))
+}
+
+/// Opens a dump that fetch wrote, once it is what the manifest says and can be read to its end.
+fn checked(
+    from: &Path,
+    component: &Component,
+    entry: &Entry,
+    server: &Server,
+    progress: &dyn Progress,
+) -> anyhow::Result<(DumpKind, File)> {
+    let path = &entry.path;
+    let kind = DumpKind::of_component(&component.kind, &path.to_string())
+        .with_context(|| format!("'{path}' is no kind of dump that this version knows"))?;
+    let root = Root::open(from).map_err(|error| {
+        fail(Exit::NotFound, format!("cannot open the folder '{}': {error}", from.display()))
+    })?;
+    let file = Cursor::new(&root).open_file(path).map_err(|error| {
+        Failure::new(Exit::NotFound, format!("cannot open '{}/{path}': {error}", from.display()))
+            .hint("has bk-push fetch been given this folder as its --target?")
+    })?;
+    let copy = file.try_clone().context("cannot read the dump")?;
+    progress.begin(&format!("checking '{path}'"), entry.size);
+    let scratch = from.join(path.as_path());
+    let read = check::check_open(kind, copy, &check::scratch_beside(&scratch), server, progress);
+    progress.end();
+    let context = || format!("'{}/{path}'", from.display());
+    let (checksum, size) = read.with_context(context)?;
+    if entry.checksum != Some(checksum) || entry.size != Some(size) {
+        let message = format!("'{}/{path}' is not what the manifest says", from.display());
+        return Err(Failure::new(Exit::Damaged, message).hint("fetch it again").into());
+    }
+    Ok((kind, file))
+}
+
+/// Reads every dump of a document to its end, then passes the document on.
+///
+/// # Errors
+/// As [`restore`], for the first dump that is damaged.
+pub fn check_all(
+    input: impl Read,
+    output: impl Write,
+    from: &Path,
+    server: &Server,
+    progress: &dyn Progress,
+) -> anyhow::Result<Exit> {
+    let document = Document::read(input)?;
+    let components = document.trailer.components()?;
+    for component in components.iter().filter(|component| is_dump(&component.kind)) {
+        let entry = dump_entry(&document, &component.name)?;
+        checked(from, component, &entry, server, progress)?;
+        progress.note(&format!("'{}' can be read to its end", entry.path));
+    }
+    let exit = document.trailer.exit()?;
+    document.write(output, Format::Json)?;
+    Ok(exit)
+}

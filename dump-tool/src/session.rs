@@ -1,0 +1,136 @@
+//! A session with the server, held through `psql`.
+
+use std::io::{BufRead, BufReader, PipeReader, Write};
+
+use anyhow::Context;
+use bk_manifest::command::{Cancel, Running};
+use serde_json::Value;
+
+use crate::connection::{self, Server};
+
+/// What psql is told to print behind every answer.
+const MARK: &str = "-- bk: end of answer";
+
+/// An open session. Dropped, it ends, and the server rolls back what it had begun.
+pub struct Session {
+    running: Option<Running>,
+    answers: BufReader<PipeReader>,
+}
+
+impl Session {
+    /// Connects, with every timeout of the server switched off.
+    ///
+    /// # Errors
+    /// [`bk_manifest::exit::Exit::Denied`], [`bk_manifest::exit::Exit::NotFound`], or what psql
+    /// said.
+    pub fn open(server: &Server, cancel: &Cancel) -> anyhow::Result<Self> {
+        Session::begin(server.command("psql")?.cancelled_by(cancel))
+    }
+
+    /// As [`Session::open`], also after we were told to stop: for cleaning up.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn open_for_cleanup(server: &Server) -> anyhow::Result<Self> {
+        Session::begin(server.command("psql")?.despite_signals())
+    }
+
+    fn begin(command: bk_manifest::command::Command) -> anyhow::Result<Self> {
+        let mut running = command
+            .args(["-X", "-A", "-t", "-q", "--no-password", "--set=ON_ERROR_STOP=1"])
+            .start()?;
+        let answers = running.stdout.take().context("psql has no output")?;
+        let mut session = Session { running: Some(running), answers: BufReader::new(answers) };
+        session.query("SET client_encoding = 'UTF8'")?;
+        // A server that ends long statements or idle transactions would end ours; which of these
+        // settings there are depends on its version.
+        session.query(
+            "SELECT count(set_config(name, '0', false)) FROM pg_catalog.pg_settings WHERE name IN \
+             ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', \
+             'transaction_timeout', 'idle_session_timeout')",
+        )?;
+        Ok(session)
+    }
+
+    /// Runs a statement and returns the lines of its answer.
+    ///
+    /// # Errors
+    /// What psql said; the session is at its end then.
+    pub fn query(&mut self, statement: &str) -> anyhow::Result<Vec<String>> {
+        let is_sent = self.send(statement);
+        let mut lines = Vec::new();
+        loop {
+            let mut line = String::new();
+            let read = self.answers.read_line(&mut line).context("cannot read from psql")?;
+            if read == 0 || !is_sent {
+                return Err(self.failed());
+            }
+            let line = line.trim_end_matches('\n');
+            if line == MARK {
+                return Ok(lines);
+            }
+            lines.push(line.to_owned());
+        }
+    }
+
+    fn send(&mut self, statement: &str) -> bool {
+        let stdin = self.running.as_mut().and_then(|running| running.stdin.as_mut());
+        stdin.is_some_and(|stdin| {
+            writeln!(stdin, "{statement};\n\\echo '{MARK}'").and_then(|()| stdin.flush()).is_ok()
+        })
+    }
+
+    fn failed(&mut self) -> anyhow::Error {
+        match self.running.take().map(Running::wait) {
+            Some(Ok(finished)) => connection::failure(&finished),
+            Some(Err(error)) => error,
+            None => anyhow::anyhow!("the session with the server has ended"),
+        }
+    }
+
+    /// Runs a statement that answers with one line.
+    ///
+    /// # Errors
+    /// As [`Session::query`].
+    pub fn value(&mut self, statement: &str) -> anyhow::Result<String> {
+        let mut lines = self.query(statement)?;
+        lines.pop().filter(|_| lines.is_empty()).context("an unexpected answer from the server")
+    }
+
+    /// Runs a query and returns its rows as JSON.
+    ///
+    /// # Errors
+    /// As [`Session::query`].
+    pub fn rows(&mut self, query: &str) -> anyhow::Result<Vec<Value>> {
+        let lines = self.query(&format!("SELECT row_to_json(rows) FROM ({query}) AS rows"))?;
+        let parse = |line: &String| serde_json::from_str(line).context("an answer that is no JSON");
+        lines.iter().map(parse).collect()
+    }
+}
+
+/// A name as an identifier of SQL.
+pub fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A text as a literal of SQL, whatever the server takes backslashes for.
+pub fn literal(text: &str) -> String {
+    let quoted = text.replace('\'', "''");
+    if quoted.contains('\\') {
+        format!("E'{}'", quoted.replace('\\', "\\\\"))
+    } else {
+        format!("'{quoted}'")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_leave_their_quotes() {
+        assert_eq!(identifier("a\"; DROP"), "\"a\"\"; DROP\"");
+        assert_eq!(literal("it's"), "'it''s'");
+        assert_eq!(literal("a\\'b"), "E'a\\\\''b'");
+    }
+}

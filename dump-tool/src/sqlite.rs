@@ -1,0 +1,487 @@
+//! SQLite: a copy of one state of a database in use, and a database file put in its place again.
+//!
+//! A read transaction on the source comes first; the backup API then copies what that transaction
+//! sees. Without it every commit of another process would restart the copy. The source is opened
+//! for reading only: nothing is written into it and no checkpoint is run. A database in WAL mode
+//! needs its `-shm` file even for that, so SQLite makes an absent one (for root with the owner and
+//! mode of the database): where the folder cannot be written, a WAL database that nobody has open
+//! cannot be read.
+
+use std::ffi::OsString;
+use std::fs::{self, File, Permissions};
+use std::io::{self, BufReader, Read, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use bk_manifest::atomic;
+use bk_manifest::command::Cancel;
+use bk_manifest::digest::Digest;
+use bk_manifest::exit::{Exit, Failure, fail};
+use bk_manifest::left_out::LeftOut;
+use bk_manifest::progress::Progress;
+use bk_manifest::time::Time;
+use rusqlite::backup::{Backup, StepResult};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use serde_json::{Map, Value, json};
+
+use crate::filter::{Begun, Made, Work};
+
+/// The `kind` of its components.
+pub const KIND: &str = "sqlite";
+/// Bytes copied before it is looked whether to stop.
+const STEP_BYTES: i64 = 8 << 20;
+/// How long SQLite itself waits for a lock before it is looked whether to stop.
+const BUSY_TICK: Duration = Duration::from_millis(100);
+/// zstd level of the staged file.
+const LEVEL: i32 = 3;
+/// What SQLite puts beside a database.
+const SIDE_FILES: [&str; 3] = ["-wal", "-shm", "-journal"];
+
+/// What is dumped, and how patiently.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The database file.
+    pub path: PathBuf,
+    /// How long to wait for a lock that another process holds.
+    pub busy_timeout: Duration,
+}
+
+/// Opens a read transaction, and returns what copies the state that it sees.
+///
+/// # Errors
+/// [`Exit::NotFound`] for a missing file; [`Exit::Failed`] for one that is locked or no database.
+pub fn begin(
+    options: &Options,
+    work: &Work<'_>,
+) -> anyhow::Result<Begun<impl FnOnce(&Work<'_>) -> anyhow::Result<Made> + Send + use<>>> {
+    let path = options.path.clone();
+    let metadata = fs::metadata(&path).map_err(|error| {
+        let exit = match error.kind() {
+            io::ErrorKind::NotFound => Exit::NotFound,
+            io::ErrorKind::PermissionDenied => Exit::Denied,
+            _ => Exit::Failed,
+        };
+        fail(exit, format!("cannot open the database '{}': {error}", path.display()))
+    })?;
+    if !metadata.is_file() {
+        return Err(fail(Exit::Failed, format!("'{}' is no database file", path.display())));
+    }
+    let wal = fs::metadata(beside(&path, "-wal")).map_or(0, |wal| wal.len());
+    let size = metadata.len().saturating_add(wal);
+    // The copy, and what it is compressed to while it still lies there.
+    let needed = size.saturating_add(size / 4);
+    work.staging.require(needed, &format!("a copy of '{}'", path.display()), work.progress)?;
+
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let explain = |error: rusqlite::Error| explained(&error, &path);
+    let source = Connection::open_with_flags(&path, flags).map_err(explain)?;
+    source.busy_timeout(BUSY_TICK).map_err(explain)?;
+    let patience = Patience::new(options.busy_timeout, work.cancel);
+    patience.with(&path, || source.execute_batch("BEGIN"))?;
+    // BEGIN alone takes nothing: the first read does.
+    patience.with(&path, || {
+        source.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get::<_, i64>(0))
+    })?;
+    let mut facts = facts(&source).map_err(explain)?;
+    facts.insert("file_mode".into(), format!("{:04o}", metadata.mode() & 0o7777).into());
+    facts.insert("file_owner".into(), format!("{}:{}", metadata.uid(), metadata.gid()).into());
+    let mut file = path.file_name().context("the database has no file name")?.as_bytes().to_vec();
+    file.extend_from_slice(b".zst");
+    let name = file.clone();
+    let busy_timeout = options.busy_timeout;
+    let dump = move |work: &Work<'_>| {
+        let copy = work.staging.scratch();
+        copy_database(&path, source, &copy, busy_timeout, work)?;
+        compress(&path, &copy, &name, facts, work)
+    };
+    Ok(Begun { file, dump })
+}
+
+/// The name of one of the files that SQLite keeps beside a database.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+fn facts(source: &Connection) -> rusqlite::Result<Map<String, Value>> {
+    let number = |name: &str| source.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let text = |name: &str| source.pragma_query_value(None, name, |row| row.get::<_, String>(0));
+    let mut facts = Map::new();
+    facts.insert("sqlite_version".into(), rusqlite::version().into());
+    for name in ["page_count", "page_size", "user_version", "application_id"] {
+        facts.insert(name.into(), number(name)?.into());
+    }
+    for name in ["journal_mode", "encoding"] {
+        facts.insert(name.into(), text(name)?.into());
+    }
+    Ok(facts)
+}
+
+/// How long a lock is waited for, while looking whether to stop.
+struct Patience<'a> {
+    limit: Duration,
+    until: Instant,
+    cancel: &'a Cancel,
+}
+
+impl<'a> Patience<'a> {
+    fn new(limit: Duration, cancel: &'a Cancel) -> Self {
+        Patience { limit, until: Instant::now() + limit, cancel }
+    }
+
+    fn with<T>(
+        &self,
+        path: &Path,
+        mut attempt: impl FnMut() -> rusqlite::Result<T>,
+    ) -> anyhow::Result<T> {
+        loop {
+            self.cancel.check()?;
+            match attempt() {
+                Err(error) if is_busy(&error) && Instant::now() < self.until => {
+                    // Some locks are answered for at once, without SQLite's own waiting.
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(error) if is_busy(&error) => return Err(self.exceeded(path)),
+                result => return result.map_err(|error| explained(&error, path)),
+            }
+        }
+    }
+
+    fn exceeded(&self, path: &Path) -> anyhow::Error {
+        let message = format!(
+            "the database '{}' was locked for longer than {} s",
+            path.display(),
+            self.limit.as_secs(),
+        );
+        Failure::new(Exit::Failed, message)
+            .hint("wait longer with --busy-timeout, or find out which process holds the lock")
+            .into()
+    }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+}
+
+/// One line for what SQLite says.
+fn explained(error: &rusqlite::Error, path: &Path) -> anyhow::Error {
+    let path = path.display();
+    match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase) => fail(
+            Exit::Failed,
+            format!("'{path}' is not an SQLite database, or it is encrypted or damaged"),
+        ),
+        Some(ErrorCode::DatabaseCorrupt) => {
+            fail(Exit::Failed, format!("the database '{path}' is corrupt: {error}"))
+        }
+        Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly) => {
+            Failure::new(Exit::Failed, format!("cannot read the database '{path}': {error}"))
+                .hint(
+                    "in WAL mode, or after a crash, SQLite must be able to write to the folder: \
+                     run as the application's user or as root",
+                )
+                .into()
+        }
+        _ => fail(Exit::Failed, format!("cannot read the database '{path}': {error}")),
+    }
+}
+
+/// Copies what the source's transaction sees into a file by itself, and checks that.
+fn copy_database(
+    path: &Path,
+    source: Connection,
+    copy: &Path,
+    busy_timeout: Duration,
+    work: &Work<'_>,
+) -> anyhow::Result<()> {
+    let written = |error: rusqlite::Error| {
+        fail(Exit::Failed, format!("cannot write the copy '{}': {error}", copy.display()))
+    };
+    fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(copy)
+        .and_then(|file| file.set_permissions(Permissions::from_mode(0o600)))
+        .with_context(|| format!("cannot write '{}'", copy.display()))?;
+    let mut target = Connection::open(copy).map_err(written)?;
+    // Nothing of it counts before it is synced as a whole.
+    target.execute_batch("PRAGMA synchronous = OFF").map_err(written)?;
+    let page_size: i64 = source
+        .pragma_query_value(None, "page_size", |row| row.get(0))
+        .map_err(|error| explained(&error, path))?;
+    let pages = i32::try_from(STEP_BYTES / page_size.max(512)).unwrap_or(2048);
+    {
+        let backup = Backup::new(&source, &mut target).map_err(written)?;
+        let mut patience = Patience::new(busy_timeout, work.cancel);
+        let mut done = 0;
+        work.progress.begin(&format!("copying '{}'", path.display()), None);
+        loop {
+            work.cancel.check()?;
+            match backup.step(pages).map_err(|error| {
+                if error.sqlite_error_code() == Some(ErrorCode::DiskFull) {
+                    written(error)
+                } else {
+                    explained(&error, path)
+                }
+            })? {
+                StepResult::Done => break,
+                StepResult::More => patience = Patience::new(busy_timeout, work.cancel),
+                _ if Instant::now() < patience.until => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                _ => return Err(patience.exceeded(path)),
+            }
+            let progress = backup.progress();
+            let copied = i64::from(progress.pagecount - progress.remaining) * page_size;
+            work.progress.advance(u64::try_from(copied - done).unwrap_or(0), 0);
+            done = copied;
+        }
+        work.progress.end();
+    }
+    drop(source);
+    // The copy is to be one file: a WAL database would be opened with files beside it.
+    target.pragma_update(None, "journal_mode", "DELETE").map_err(written)?;
+    work.progress.begin(&format!("checking the copy of '{}'", path.display()), None);
+    if let Some(fault) = fault(&target, work.progress) {
+        let message = format!("the database '{}' is corrupt: {fault}", path.display());
+        return Err(Failure::new(Exit::Failed, message)
+            .hint("older backups may hold it whole; see also sqlite3's .recover")
+            .into());
+    }
+    work.progress.end();
+    target.close().map_err(|(_, error)| written(error))
+}
+
+/// What `integrity_check` finds wrong, in one line.
+fn fault(database: &Connection, progress: &dyn Progress) -> Option<String> {
+    let check = |pragma: &str| -> rusqlite::Result<Vec<String>> {
+        let mut statement = database.prepare(pragma)?;
+        statement.query_map([], |row| row.get(0))?.collect()
+    };
+    let mut found = check("PRAGMA integrity_check(3)");
+    if let Err(error) = &found
+        && error.to_string().contains("no such")
+    {
+        // A collation or function of the application's own: indexes cannot be compared here.
+        progress.warn(&format!("only the structure of the copy could be checked: {error}"));
+        found = check("PRAGMA quick_check(3)");
+    }
+    match found {
+        Ok(lines) if lines == ["ok"] => None,
+        Ok(lines) => Some(lines.join("; ").replace('\n', " ")),
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+fn compress(
+    path: &Path,
+    copy: &Path,
+    name: &[u8],
+    mut facts: Map<String, Value>,
+    work: &Work<'_>,
+) -> anyhow::Result<Made> {
+    let mut plain = File::open(copy).context("cannot read the copy")?;
+    let size = plain.metadata().context("cannot read the copy")?.len();
+    if size == 0 {
+        work.progress.warn(&format!("the database '{}' is empty", path.display()));
+    }
+    work.progress.begin(&format!("compressing '{}'", path.display()), Some(size));
+    let file = work.staging.create()?;
+    let context = || format!("cannot write to '{}'", work.staging.folder().display());
+    let mut encoder = zstd::Encoder::new(file, LEVEL).with_context(context)?;
+    encoder.include_checksum(true).with_context(context)?;
+    encoder.set_pledged_src_size(Some(size)).with_context(context)?;
+    if size > 8 << 20 {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+        encoder.multithread(u32::try_from(threads).unwrap_or(1)).with_context(context)?;
+    }
+    copy_bytes(&mut plain, &mut encoder, work.cancel, work.progress).with_context(context)?;
+    let file = encoder.finish().with_context(context)?;
+    fs::remove_file(copy).context("cannot remove the copy")?;
+    let staged = work.staging.commit(file, name)?;
+    let (checksum, read) = Digest::of_reader(staged.open()?)
+        .with_context(|| format!("cannot read '{}'", staged.path.display()))?;
+    staged.compare(checksum, read)?;
+    work.progress.end();
+    facts.insert("format".into(), "sqlite.zst".into());
+    facts.insert("database_size".into(), json!(size));
+    facts.insert("size".into(), json!(staged.size));
+    let version = facts.get("user_version").map(ToString::to_string);
+    let database = json!({"type": KIND, "schema_version": version});
+    Ok(Made { staged, kind: KIND, facts, database: Some(database), left_out: LeftOut::default() })
+}
+
+/// Copies to the end, looking now and then whether to stop.
+pub(crate) fn copy_bytes(
+    from: &mut impl Read,
+    to: &mut impl Write,
+    cancel: &Cancel,
+    progress: &dyn Progress,
+) -> io::Result<u64> {
+    let mut buffer = vec![0; 256 << 10];
+    let mut copied = 0;
+    loop {
+        cancel.check()?;
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(copied),
+            Ok(read) => {
+                to.write_all(&buffer[..read])?;
+                copied += read as u64;
+                progress.advance(read as u64, 0);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Decompresses a dump into `folder` and checks the database; the file has no final name.
+///
+/// # Errors
+/// [`Exit::Damaged`] if it cannot be decompressed or is no sound database; a full disk.
+pub fn decode(
+    dump: File,
+    folder: &Path,
+    progress: &dyn Progress,
+) -> anyhow::Result<tempfile::NamedTempFile> {
+    let context = || format!("cannot write to '{}'", folder.display());
+    let mut plain = tempfile::Builder::new()
+        .prefix(".bk-tmp-")
+        .permissions(Permissions::from_mode(0o600))
+        .tempfile_in(folder)
+        .with_context(context)?;
+    let mut decoder = zstd::Decoder::new(BufReader::new(dump)).context("cannot read the dump")?;
+    let cancel = Cancel::default();
+    progress.begin("decompressing", None);
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        cancel.check()?;
+        let read = decoder.read(&mut buffer).map_err(|error| {
+            fail(Exit::Damaged, format!("the dump cannot be decompressed: {error}"))
+        })?;
+        if read == 0 {
+            break;
+        }
+        plain.write_all(&buffer[..read]).with_context(context)?;
+        progress.advance(read as u64, 0);
+    }
+    progress.end();
+    let damaged = |why: String| {
+        fail(Exit::Damaged, format!("the dump does not hold a sound SQLite database: {why}"))
+    };
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let database = Connection::open_with_flags(plain.path(), flags)
+        .map_err(|error| damaged(error.to_string()))?;
+    match fault(&database, progress) {
+        Some(fault) => Err(damaged(fault)),
+        None => Ok(plain),
+    }
+}
+
+/// How a database is put in its place.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The database file to be.
+    pub path: PathBuf,
+    /// Whether to put aside what is there.
+    pub replaces: bool,
+    /// The clock, for the name of what is put aside.
+    pub now: Time,
+}
+
+/// Fails if something is in the way.
+///
+/// # Errors
+/// [`Exit::Usage`] naming it; [`Exit::NotFound`] if there is no such folder.
+pub fn check_target(target: &Target) -> anyhow::Result<()> {
+    let folder = folder_of(&target.path);
+    if !folder.is_dir() {
+        let message = format!("the folder '{}' is not there", folder.display());
+        return Err(fail(Exit::NotFound, message));
+    }
+    if target.path.file_name().is_none() || target.path.is_dir() {
+        let message = format!("'{}' cannot be a database file", target.path.display());
+        return Err(fail(Exit::Usage, message));
+    }
+    // A stale -wal or -journal beside the new file would be played into it.
+    let names = [""].into_iter().chain(SIDE_FILES).map(|suffix| beside(&target.path, suffix));
+    match names.into_iter().find(|name| fs::symlink_metadata(name).is_ok()) {
+        Some(name) if !target.replaces => {
+            Err(Failure::new(Exit::Usage, format!("'{}' is there already", name.display()))
+                .hint("stop the application, then put the old one aside with --replace")
+                .into())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Puts a dump in place of a database; what was there is kept as `<name>.before-<time>`.
+///
+/// Everything is decoded, checked and on the disk before the old database is touched.
+///
+/// # Errors
+/// As [`check_target`] and [`decode`]; those of the file system.
+pub fn restore(
+    dump: File,
+    facts: &Map<String, Value>,
+    target: &Target,
+    progress: &dyn Progress,
+) -> anyhow::Result<()> {
+    check_target(target)?;
+    let path = &target.path;
+    let context = || format!("cannot write '{}'", path.display());
+    let plain = decode(dump, folder_of(path), progress)?;
+    if facts.get("journal_mode").and_then(Value::as_str) == Some("wal") {
+        let database = Connection::open(plain.path()).with_context(context)?;
+        database.pragma_update(None, "journal_mode", "WAL").with_context(context)?;
+        database.close().map_err(|(_, error)| error).with_context(context)?;
+    }
+    let text = |name: &str| facts.get(name).and_then(Value::as_str).unwrap_or_default();
+    let (mode, owner) = match fs::metadata(path) {
+        Ok(old) => (old.mode() & 0o777, Some((old.uid(), old.gid()))),
+        Err(_) => (
+            u32::from_str_radix(text("file_mode"), 8).unwrap_or(0o600) & 0o777,
+            text("file_owner")
+                .split_once(':')
+                .and_then(|(user, group)| Some((user.parse().ok()?, group.parse().ok()?))),
+        ),
+    };
+    if let Some((user, group)) = owner
+        && std::os::unix::fs::fchown(plain.as_file(), Some(user), Some(group)).is_err()
+    {
+        progress.note("the database belongs to you: only root can give it to its old owner");
+    }
+    plain.as_file().set_permissions(Permissions::from_mode(mode)).with_context(context)?;
+    plain.as_file().sync_all().with_context(context)?;
+    for suffix in [""].into_iter().chain(SIDE_FILES) {
+        let old = beside(path, suffix);
+        if target.replaces && fs::symlink_metadata(&old).is_ok() {
+            let aside = beside(&aside(path, target.now), suffix);
+            if fs::symlink_metadata(&aside).is_ok() {
+                return Err(fail(Exit::Usage, format!("'{}' is there already", aside.display())));
+            }
+            fs::rename(&old, &aside)
+                .with_context(|| format!("cannot put '{}' aside", old.display()))?;
+            progress.note(&format!("the old '{}' is now '{}'", old.display(), aside.display()));
+        }
+    }
+    plain.persist_noclobber(path).map_err(|error| error.error).with_context(context)?;
+    atomic::sync_folder(folder_of(path)).with_context(context)
+}
+
+fn aside(path: &Path, now: Time) -> PathBuf {
+    let mut name = path.as_os_str().as_bytes().to_vec();
+    name.extend(now.format(".before-%Y%m%d-%H%M%S").into_bytes());
+    OsString::from_vec(name).into()
+}

@@ -1,0 +1,493 @@
+//! The stage folder: where dumps lie between the step that makes them and the push that stores
+//! them.
+//!
+//! A dump lies at `<stage>/<backup id>/<component>/<file>`. Beside its folder is a record of the
+//! pipe that it belongs to (`.<component>.json`): a sweep touches nothing that has none, so a stage
+//! folder that was named by mistake loses no file. While a dump is being written its folder is
+//! locked. Afterwards the dump's process is gone although push still needs the file; what then
+//! tells a running pipe from a dead one is the process group that all steps of a pipe share.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use bk_manifest::atomic::{self, Existing, NewFile};
+use bk_manifest::digest::{Digest, HashWriter};
+use bk_manifest::exit::{Exit, Failure, fail};
+use bk_manifest::manifest::is_name;
+use bk_manifest::progress::{Progress, human_bytes};
+use bk_manifest::time::Time;
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+/// How long a finished dump of a dead pipe is kept: time to push it by hand.
+const KEEP_DEAD: Duration = Duration::from_hours(12);
+/// How long a finished dump is kept where its pipe cannot be asked, or seems to live.
+const KEEP_ANY: Duration = Duration::from_hours(7 * 24);
+/// How names of files begin that are not finished.
+const UNFINISHED: &[u8] = b".bk-tmp-";
+
+/// The stage folder.
+pub struct Stage {
+    root: PathBuf,
+    lock: File,
+}
+
+/// Who made a staged dump: enough to find out whether its pipe still runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// The process group, which all steps of a pipe have in common.
+    group: i32,
+    /// The start of the system that the group belongs to.
+    boot: String,
+    /// The namespace that its number belongs to; containers have their own.
+    namespace: String,
+    /// The machine.
+    host: String,
+}
+
+/// What is known about the pipe that made a dump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    Dead,
+    /// It runs, or its number was given to another, or it cannot be seen from here.
+    Perhaps,
+}
+
+/// How eagerly to sweep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sweep {
+    Usual,
+    /// Space is short: what a dead pipe left goes at once.
+    Thorough,
+}
+
+impl Owner {
+    /// The pipe that this process belongs to.
+    pub fn this() -> Self {
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+        Owner {
+            group: rustix::process::getpgrp().as_raw_nonzero().get(),
+            boot: read("/proc/sys/kernel/random/boot_id"),
+            namespace: fs::read_link("/proc/self/ns/pid")
+                .map(|link| link.to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            host: bk_manifest::cli::host_name(),
+        }
+    }
+
+    fn life(&self, here: &Owner) -> Life {
+        if self.host != here.host || self.boot.is_empty() {
+            return Life::Perhaps;
+        }
+        if self.boot != here.boot {
+            return Life::Dead;
+        }
+        if self.namespace != here.namespace {
+            return Life::Perhaps;
+        }
+        let group = rustix::process::Pid::from_raw(self.group);
+        match group.map(rustix::process::test_kill_process_group) {
+            Some(Err(rustix::io::Errno::SRCH)) => Life::Dead,
+            _ => Life::Perhaps,
+        }
+    }
+}
+
+impl Stage {
+    /// Opens the folder, and makes it where it is not there.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn open(root: &Path) -> anyhow::Result<Self> {
+        let root = std::path::absolute(root)?;
+        let context = || format!("cannot use the stage folder '{}'", root.display());
+        atomic::create_folders(&root, 0o700).with_context(context)?;
+        let lock = File::open(&root).with_context(context)?;
+        Ok(Stage { root, lock })
+    }
+
+    /// Sweeps what dead runs left, and makes the folder of a component.
+    ///
+    /// # Errors
+    /// [`Exit::Busy`] if another run writes this very component of this backup; those of the
+    /// file system.
+    pub fn reserve(
+        &self,
+        id: &str,
+        component: &str,
+        owner: &Owner,
+        now: Time,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Staging> {
+        let folder = self.root.join(id).join(component);
+        let context = || format!("cannot make the stage folder '{}'", folder.display());
+        let _held = self.lock()?;
+        self.sweep(id, owner, now, Sweep::Usual, progress);
+        let above = self.root.join(id);
+        atomic::create_folders(&above, 0o700).with_context(context)?;
+        let record = record_path(&folder);
+        if let Ok(left) = File::open(&folder) {
+            if !is_free(&left) {
+                let message = format!("'{}' is being written by another run", folder.display());
+                return Err(fail(Exit::Busy, message));
+            }
+            // A first try of the same step for the same backup: only one of them can be pushed.
+            fs::remove_dir_all(&folder).with_context(context)?;
+        }
+        let text = serde_json::to_vec(owner).context("cannot write the stage record")?;
+        atomic::create(&record, &text, 0o600, Existing::Replace).with_context(context)?;
+        atomic::create_folders(&folder, 0o700).with_context(context)?;
+        if !is_own_folder(&folder) {
+            let message = format!("'{}' is not a folder of ours", folder.display());
+            return Err(fail(Exit::Failed, message));
+        }
+        let lock = File::open(&folder).with_context(context)?;
+        // Where folders cannot be locked (some network file systems) the record alone decides.
+        let _ = flock(&lock, FlockOperation::NonBlockingLockExclusive);
+        Ok(Staging {
+            stage: Stage { root: self.root.clone(), lock: self.lock.try_clone()? },
+            id: id.to_owned(),
+            owner: owner.clone(),
+            now,
+            folder,
+            _lock: lock,
+            is_kept: false,
+        })
+    }
+
+    /// One sweep or creation at a time.
+    fn lock(&self) -> anyhow::Result<File> {
+        let lock = File::open(&self.root)
+            .with_context(|| format!("cannot open the stage folder '{}'", self.root.display()))?;
+        let _ = flock(&lock, FlockOperation::LockExclusive);
+        Ok(lock)
+    }
+
+    /// Removes what dead runs left. What cannot be looked at or removed stays: no run fails for it.
+    fn sweep(&self, id: &str, here: &Owner, now: Time, sweep: Sweep, progress: &dyn Progress) {
+        let Ok(runs) = fs::read_dir(&self.root) else { return };
+        for run in runs.flatten() {
+            let is_other = run.file_name().to_str().is_some_and(|name| is_name(name) && name != id);
+            if !is_other || !run.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            let Ok(records) = fs::read_dir(run.path()) else { continue };
+            for record in records.flatten() {
+                let name = record.file_name();
+                let component = name
+                    .to_str()
+                    .and_then(|name| name.strip_prefix('.')?.strip_suffix(".json"))
+                    .filter(|name| is_name(name));
+                let owner = fs::read(record.path())
+                    .ok()
+                    .and_then(|text| serde_json::from_slice::<Owner>(&text).ok());
+                let (Some(component), Some(owner)) = (component, owner) else { continue };
+                let folder = run.path().join(component);
+                if is_left(&folder, owner.life(here), now, sweep) {
+                    let was_there = folder.exists();
+                    let is_gone = !was_there || fs::remove_dir_all(&folder).is_ok();
+                    if is_gone && fs::remove_file(record.path()).is_ok() && was_there {
+                        progress.note(&format!("removed '{}', left behind", folder.display()));
+                    }
+                }
+            }
+            // Only an empty one goes.
+            let _ = fs::remove_dir(run.path());
+        }
+    }
+}
+
+fn record_path(folder: &Path) -> PathBuf {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    folder.with_file_name(format!(".{name}.json"))
+}
+
+fn is_own_folder(folder: &Path) -> bool {
+    fs::symlink_metadata(folder).is_ok_and(|metadata| {
+        metadata.is_dir() && metadata.uid() == rustix::process::geteuid().as_raw()
+    })
+}
+
+fn is_free(folder: &File) -> bool {
+    flock(folder, FlockOperation::NonBlockingLockExclusive) != Err(rustix::io::Errno::WOULDBLOCK)
+}
+
+/// Whether a component's folder is of no more use to anyone.
+fn is_left(folder: &Path, life: Life, now: Time, sweep: Sweep) -> bool {
+    let Ok(metadata) = fs::symlink_metadata(folder) else { return true };
+    let (Ok(open), Ok(mut names)) = (File::open(folder), fs::read_dir(folder)) else {
+        return false;
+    };
+    if !metadata.is_dir() || !is_free(&open) {
+        return false;
+    }
+    let is_finished = names.any(|name| {
+        use std::os::unix::ffi::OsStrExt;
+        name.map_or(true, |name| !name.file_name().as_bytes().starts_with(UNFINISHED))
+    });
+    let changed = Time::from_unix(metadata.mtime(), 0);
+    let age = now.since(changed);
+    match life {
+        _ if !is_finished => true,
+        Life::Dead => sweep == Sweep::Thorough || age > KEEP_DEAD,
+        Life::Perhaps => age > KEEP_ANY,
+    }
+}
+
+/// The folder of one component, locked. Dropped before [`Staging::keep`], all of it is removed.
+pub struct Staging {
+    stage: Stage,
+    id: String,
+    owner: Owner,
+    now: Time,
+    folder: PathBuf,
+    _lock: File,
+    is_kept: bool,
+}
+
+impl Staging {
+    /// Its absolute path.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Fails unless `bytes` fit; `what` is what they are for.
+    ///
+    /// # Errors
+    /// [`Exit::Failed`] naming both figures.
+    pub fn require(&self, bytes: u64, what: &str, progress: &dyn Progress) -> anyhow::Result<()> {
+        if free_bytes(&self.folder)? < bytes {
+            let _held = self.stage.lock()?;
+            self.stage.sweep(&self.id, &self.owner, self.now, Sweep::Thorough, progress);
+        }
+        let free = free_bytes(&self.folder)?;
+        if free >= bytes {
+            return Ok(());
+        }
+        let message = format!(
+            "too little space in '{}' for {what}: {} are needed, {} are free",
+            self.stage.root.display(),
+            human_bytes(bytes),
+            human_bytes(free),
+        );
+        Err(Failure::new(Exit::Failed, message)
+            .hint("name a folder with more space: --stage DIR or BK_STAGE")
+            .into())
+    }
+
+    /// Opens a new file that is hashed while it is written.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn create(&self) -> anyhow::Result<HashWriter<NewFile>> {
+        let file = NewFile::create_in(&self.folder, 0o600)
+            .with_context(|| format!("cannot write to '{}'", self.folder.display()))?;
+        Ok(HashWriter::new(file))
+    }
+
+    /// Gives a file its name once its bytes are on the disk. It is to be read again before it is
+    /// trusted: [`Staged::open`], [`Staged::compare`].
+    ///
+    /// # Errors
+    /// A full disk.
+    pub fn commit(&self, file: HashWriter<NewFile>, name: &[u8]) -> anyhow::Result<Staged> {
+        use std::os::unix::ffi::OsStrExt;
+        let (mut file, checksum, size) = file.finish();
+        let path = self.folder.join(std::ffi::OsStr::from_bytes(name));
+        let context = || format!("cannot write '{}'", path.display());
+        file.flush().with_context(context)?;
+        file.commit(&path, Existing::Keep).with_context(context)?;
+        let metadata = fs::metadata(&path).with_context(context)?;
+        let nanoseconds = u32::try_from(metadata.mtime_nsec()).unwrap_or(0);
+        let mtime = Time::from_unix(metadata.mtime(), nanoseconds);
+        Ok(Staged { path, checksum, size, mtime })
+    }
+
+    /// A name for a file that is not to stay; it counts as unfinished.
+    pub fn scratch(&self) -> PathBuf {
+        use std::os::unix::ffi::OsStrExt;
+        let name = [UNFINISHED, &b"copy"[..]].concat();
+        self.folder.join(std::ffi::OsStr::from_bytes(&name))
+    }
+
+    /// Leaves the folder to push.
+    pub fn keep(mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            // What stays because of an error here is swept later.
+            let _ = fs::remove_dir_all(&self.folder);
+            let _ = fs::remove_file(record_path(&self.folder));
+            if let Some(run) = self.folder.parent() {
+                let _ = fs::remove_dir(run);
+            }
+        }
+    }
+}
+
+/// A finished file in the stage folder.
+#[derive(Clone, Debug)]
+pub struct Staged {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Its digest, taken while it was written.
+    pub checksum: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// When it was last written.
+    pub mtime: Time,
+}
+
+impl Staged {
+    /// Opens it so that its bytes come from the disk, where the system can be told so.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn open(&self) -> anyhow::Result<File> {
+        let file = File::open(&self.path)
+            .with_context(|| format!("cannot read '{}'", self.path.display()))?;
+        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+        Ok(file)
+    }
+
+    /// Fails unless what was read again is what was written.
+    ///
+    /// # Errors
+    /// [`Exit::Failed`] naming the file.
+    pub fn compare(&self, digest: Digest, size: u64) -> anyhow::Result<()> {
+        if digest == self.checksum && size == self.size {
+            return Ok(());
+        }
+        let message = format!("'{}' does not read back as it was written", self.path.display());
+        Err(Failure::new(Exit::Failed, message).hint("check the disk and the memory").into())
+    }
+}
+
+/// Bytes that an ordinary user can still write to the file system of `folder`.
+///
+/// # Errors
+/// Those of the file system.
+pub fn free_bytes(folder: &Path) -> anyhow::Result<u64> {
+    let stat = rustix::fs::statvfs(folder)
+        .map_err(io::Error::from)
+        .with_context(|| format!("cannot ask for the free space of '{}'", folder.display()))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bk_manifest::progress::Silent;
+    use std::os::unix::fs::PermissionsExt;
+
+    const ID: &str = "backup-20260428-022150-a1b2c3d4";
+    const NEXT: &str = "backup-20260429-022150-a1b2c3d4";
+
+    fn dead() -> Owner {
+        Owner { boot: "another".into(), ..Owner::this() }
+    }
+
+    fn staged(stage: &Stage, owner: &Owner) -> PathBuf {
+        let staging = stage.reserve(ID, "db", owner, Time::now(), &Silent).unwrap();
+        let mut file = staging.create().unwrap();
+        file.write_all(b"dump").unwrap();
+        let staged = staging.commit(file, b"app.dump").unwrap();
+        staging.keep();
+        staged.path
+    }
+
+    fn later(hours: u64) -> Time {
+        let (seconds, _) = Time::now().unix();
+        Time::from_unix(seconds + i64::try_from(hours * 3600).unwrap(), 0)
+    }
+
+    #[test]
+    fn a_dump_that_failed_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let stage = Stage::open(&folder.path().join("s")).unwrap();
+        let staging = stage.reserve(ID, "db", &Owner::this(), Time::now(), &Silent).unwrap();
+        staging.create().unwrap().write_all(b"half").unwrap();
+        drop(staging);
+        assert_eq!(fs::read_dir(folder.path().join("s")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn nobody_else_can_read_what_is_staged() {
+        let folder = tempfile::tempdir().unwrap();
+        let stage = Stage::open(&folder.path().join("s")).unwrap();
+        let path = staged(&stage, &Owner::this());
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode(&path), 0o600);
+        for folder in path.ancestors().skip(1).take(3) {
+            assert_eq!(mode(folder), 0o700, "{}", folder.display());
+        }
+    }
+
+    #[test]
+    fn what_a_dead_pipe_left_goes_after_half_a_day_or_when_space_is_short() {
+        let folder = tempfile::tempdir().unwrap();
+        let stage = Stage::open(folder.path()).unwrap();
+        let path = staged(&stage, &dead());
+        stage.sweep(NEXT, &Owner::this(), later(11), Sweep::Usual, &Silent);
+        assert!(path.exists());
+        stage.sweep(NEXT, &Owner::this(), later(13), Sweep::Usual, &Silent);
+        assert!(!path.exists());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        let path = staged(&stage, &dead());
+        stage.sweep(NEXT, &Owner::this(), later(0), Sweep::Thorough, &Silent);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_a_running_pipe_needs_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let stage = Stage::open(folder.path()).unwrap();
+        let path = staged(&stage, &Owner::this());
+        stage.sweep(NEXT, &Owner::this(), later(6 * 24), Sweep::Thorough, &Silent);
+        assert!(path.exists());
+        stage.sweep(NEXT, &Owner::this(), later(8 * 24), Sweep::Usual, &Silent);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_is_being_written_stays_whatever_its_record_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let stage = Stage::open(folder.path()).unwrap();
+        let staging = stage.reserve(ID, "db", &dead(), Time::now(), &Silent).unwrap();
+        stage.sweep(NEXT, &Owner::this(), later(999), Sweep::Thorough, &Silent);
+        assert!(staging.folder().exists());
+        let error = stage.reserve(ID, "db", &dead(), Time::now(), &Silent).err().unwrap();
+        assert_eq!(bk_manifest::exit::classify(&error), Exit::Busy);
+    }
+
+    #[test]
+    fn unfinished_dumps_go_at_once_and_strangers_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let stage = Stage::open(folder.path()).unwrap();
+        let path = staged(&stage, &Owner::this());
+        fs::rename(&path, path.with_file_name(".bk-tmp-x")).unwrap();
+        let strange = folder.path().join("photos").join("2026");
+        fs::create_dir_all(&strange).unwrap();
+        stage.sweep(NEXT, &Owner::this(), later(999), Sweep::Thorough, &Silent);
+        assert!(!path.parent().unwrap().exists());
+        assert!(strange.exists());
+    }
+
+    #[test]
+    fn too_little_space_is_said_before_anything_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let stage = Stage::open(folder.path()).unwrap();
+        let staging = stage.reserve(ID, "db", &Owner::this(), Time::now(), &Silent).unwrap();
+        staging.require(1, "a dump", &Silent).unwrap();
+        let error = staging.require(u64::MAX, "the dump", &Silent).unwrap_err().to_string();
+        assert!(error.starts_with("too little space in "), "{error}");
+    }
+}
