@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use crate::exit::{ClosedPipe, Exit, Failure, classify, is_closed_pipe};
 use crate::path;
@@ -129,7 +131,7 @@ impl Console {
                 .hint(format!("use it in a pipe: {example}"))
                 .into());
         }
-        Ok(stdin.lock())
+        Ok(PipeIn(stdin))
     }
 
     /// Standard output for people and scripts that asked for it; also at a terminal.
@@ -144,6 +146,25 @@ impl Console {
             Box::new(io::sink())
         } else {
             Box::new(io::BufWriter::with_capacity(1 << 16, PipeOut(stdout)))
+        }
+    }
+}
+
+/// Standard input that notices a signal also while nothing comes: a plain read would sleep on.
+struct PipeIn(io::Stdin);
+
+impl io::Read for PipeIn {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let tick = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+        loop {
+            signal::check()?;
+            let mut ready = [PollFd::new(&self.0, PollFlags::IN)];
+            match poll(&mut ready, Some(&tick)) {
+                Ok(0) | Err(Errno::INTR) => {}
+                // Past the buffer of `Stdin`, which poll does not see.
+                Ok(_) => return Ok(rustix::io::read(&self.0, buffer)?),
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 }
