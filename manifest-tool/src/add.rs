@@ -85,10 +85,8 @@ pub fn add(
         prefix: options.scan.prefix.clone(),
         progress,
     };
-    progress.begin("walking", None);
     let mut unreadable = LeftOut::default();
     scan(&folder, &options.scan, &mut left_out, progress, &mut |mut entry| {
-        progress.advance(entry.size.unwrap_or(0), 1);
         if options.component != DEFAULT_COMPONENT {
             entry.component = Some(options.component.clone());
         }
@@ -97,7 +95,6 @@ pub fn add(
         }
         if options.hash { merge.hash_later(entry, &mut unreadable) } else { merge.entry(&entry) }
     })?;
-    progress.end();
     merge.flush_hashes(&mut unreadable)?;
     left_out.merge(unreadable);
     if let Some(parent) = parent {

@@ -141,8 +141,7 @@ pub const SETTINGS: &[(&str, &[Setting])] = &[
             text("BACKUP_DESTINATION_PATH", "Folder that holds the backups").example("/mnt/nas/backups"),
             setting("BACKUP_INCREMENTAL", BOOLEAN, "Store only what the backup before does not hold").default("true"),
             setting("BACKUP_MANIFEST_FORMAT", Kind::Choice(&["json", "yaml"]), "Form of the stored manifest")
-                .default("json")
-                .later(&["yaml"]),
+                .default("json"),
             setting("BACKUP_COMPRESSION", BOOLEAN, "Compress what is stored").default("true").later(&["false"]),
             text("BK_STAGE", "Folder for dumps until they are stored; unset means one in the state folder")
                 .example("/var/tmp/bk"),

@@ -14,7 +14,8 @@ pub const NAMES_LIMIT: usize = 10_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// Grew, shrank or was replaced while it was read, also at the second try.
+    /// Grew, shrank or was replaced while it was read, also at the second try. What was read is
+    /// stored, unless the file became shorter than it said.
     ChangedWhileRead,
     /// A folder that is a backup destination, or was left behind by fetch.
     Destination,

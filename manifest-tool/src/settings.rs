@@ -423,7 +423,7 @@ mod tests {
             ("BACKUP_EMAIL_ON_SUCCESS", "true"),
             ("BACKUP_EMAIL_ON_FAILURE", "1"),
             ("BACKUP_S3_ENABLED", "yes"),
-            ("BACKUP_MANIFEST_FORMAT", "yaml"),
+            ("BACKUP_MANIFEST_FORMAT", "xml"),
             ("BACKUP_COMPRESSION", "off"),
             ("BACKUP_ENCRYPTION_PASSPHRASE", "x"),
             ("BACKUP_SCHEDULE", "sometimes"),

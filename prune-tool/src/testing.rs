@@ -1,10 +1,6 @@
-//! What the tests share: a destination in memory whose clock and faults are at hand, hand-made
-//! backups, and a small random generator.
+//! What the tests share: hand-made backups and a small random generator.
 
 use std::collections::BTreeMap;
-use std::io::{self, Cursor, Read, Write};
-use std::ops::Range;
-use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use bk_manifest::digest::Digest;
@@ -13,9 +9,8 @@ use bk_manifest::manifest::{
 };
 use bk_manifest::stream::{Format, Writer};
 use bk_manifest::time::Time;
-use bk_push::destination::{
-    Created, Destination, Error, ErrorKind, Listing, ObjectInfo, Result, Upload,
-};
+use bk_push::destination::Destination;
+pub(crate) use bk_push::memory::Memory;
 use bk_push::{catalog, partial, place};
 use serde_json::{Map, json};
 
@@ -25,181 +20,6 @@ use crate::rules::{Calendar, Rules};
 
 /// The grace time of the tests.
 pub(crate) const GRACE: Duration = Duration::from_hours(24);
-
-/// A destination in memory.
-pub(crate) struct Memory(Mutex<State>);
-
-struct State {
-    objects: BTreeMap<String, (Vec<u8>, Time)>,
-    now: Time,
-    /// Changes that still succeed; behind them everything fails, as after a kill.
-    left: Option<u64>,
-}
-
-impl Memory {
-    pub(crate) fn new(now: &str) -> Self {
-        let objects = BTreeMap::new();
-        Memory(Mutex::new(State { objects, now: now.parse().unwrap(), left: None }))
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
-    }
-
-    pub(crate) fn advance(&self, by: Duration) {
-        let mut state = self.state();
-        let (seconds, nanoseconds) = state.now.unix();
-        state.now = Time::from_unix(seconds + i64::try_from(by.as_secs()).unwrap(), nanoseconds);
-    }
-
-    /// Lets so many changes succeed; `None`: all.
-    pub(crate) fn die_after(&self, changes: Option<u64>) {
-        self.state().left = changes;
-    }
-
-    pub(crate) fn names(&self) -> Vec<String> {
-        self.state().objects.keys().cloned().collect()
-    }
-
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.state().objects.contains_key(name)
-    }
-
-    pub(crate) fn store(&self, name: &str, bytes: &[u8]) {
-        let mut state = self.state();
-        let now = state.now;
-        let old = state.objects.insert(name.to_owned(), (bytes.to_vec(), now));
-        assert!(old.is_none(), "'{name}' is overwritten");
-    }
-
-    pub(crate) fn drop_object(&self, name: &str) {
-        assert!(self.state().objects.remove(name).is_some(), "{name}");
-    }
-}
-
-impl State {
-    fn change(&mut self, verb: &'static str, name: &str) -> Result<()> {
-        match &mut self.left {
-            None => Ok(()),
-            Some(0) => Err(error(ErrorKind::Other, verb, name)),
-            Some(left) => {
-                *left -= 1;
-                Ok(())
-            }
-        }
-    }
-}
-
-fn error(kind: ErrorKind, verb: &'static str, name: &str) -> Error {
-    let source = io::Error::other("killed").into();
-    Error { kind, verb, name: name.into(), place: "memory".into(), source }
-}
-
-fn info(name: &str, object: &(Vec<u8>, Time)) -> ObjectInfo {
-    ObjectInfo { name: name.into(), size: object.0.len() as u64, modified: object.1 }
-}
-
-impl Destination for Memory {
-    fn describe(&self) -> String {
-        "memory".into()
-    }
-
-    fn list(&self, folder: &str) -> Result<Listing<'_>> {
-        let below = |name: &str| {
-            folder.is_empty() || name.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
-        };
-        let found: Vec<_> = self
-            .state()
-            .objects
-            .iter()
-            .filter(|(name, _)| below(name))
-            .map(|(name, object)| Ok(info(name, object)))
-            .collect();
-        Ok(Box::new(found.into_iter()))
-    }
-
-    fn stat(&self, name: &str) -> Result<Option<ObjectInfo>> {
-        Ok(self.state().objects.get(name).map(|object| info(name, object)))
-    }
-
-    fn read(&self, name: &str, range: Option<Range<u64>>) -> Result<Box<dyn Read + Send + '_>> {
-        let state = self.state();
-        let (bytes, _) =
-            state.objects.get(name).ok_or_else(|| error(ErrorKind::NotFound, "read", name))?;
-        let range = range.unwrap_or(0..u64::MAX);
-        let cut = |place: u64| usize::try_from(place).unwrap_or(usize::MAX).min(bytes.len());
-        Ok(Box::new(Cursor::new(bytes[cut(range.start)..cut(range.end)].to_vec())))
-    }
-
-    fn put(&self, name: &str) -> Result<Box<dyn Upload + '_>> {
-        Ok(Box::new(MemoryUpload { memory: self, name: name.to_owned(), bytes: Vec::new() }))
-    }
-
-    fn create(&self, name: &str, bytes: &[u8]) -> Result<Created> {
-        let mut state = self.state();
-        if state.objects.contains_key(name) {
-            return Ok(Created::Taken);
-        }
-        state.change("store", name)?;
-        let now = state.now;
-        state.objects.insert(name.to_owned(), (bytes.to_vec(), now));
-        Ok(Created::New)
-    }
-
-    /// In no order that anybody may rely on: from both ends in turn.
-    fn delete(&self, names: &[String]) -> Vec<Error> {
-        let mut state = self.state();
-        let mut rest: std::collections::VecDeque<&String> = names.iter().collect();
-        let mut failed = Vec::new();
-        let mut next = || {
-            if rest.len().is_multiple_of(2) { rest.pop_front() } else { rest.pop_back() }
-        };
-        while let Some(name) = next() {
-            match state.change("remove", name) {
-                Ok(()) => drop(state.objects.remove(name)),
-                Err(error) => failed.push(error),
-            }
-        }
-        failed
-    }
-
-    fn now(&self) -> Result<Time> {
-        Ok(self.state().now)
-    }
-
-    fn sweep(&self, _: Time) -> Result<u64> {
-        Ok(0)
-    }
-
-    fn lock(&self, _: &str) -> anyhow::Result<Option<bk_manifest::lock::Lock>> {
-        Ok(None)
-    }
-}
-
-struct MemoryUpload<'a> {
-    memory: &'a Memory,
-    name: String,
-    bytes: Vec<u8>,
-}
-
-impl Write for MemoryUpload<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.bytes.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Upload for MemoryUpload<'_> {
-    fn commit(self: Box<Self>) -> Result<()> {
-        match self.memory.create(&self.name, &self.bytes)? {
-            Created::New => Ok(()),
-            Created::Taken => Err(error(ErrorKind::Exists, "store", &self.name)),
-        }
-    }
-}
 
 /// A backup made by hand.
 #[derive(Clone, Debug)]

@@ -3,6 +3,7 @@
 //! [`destination`] says what a destination promises; [`local`] is one. [`store`] opens one by the
 //! name a user gives. [`catalog`] finds backups, [`read`] gets their content out again.
 
+pub mod base;
 pub mod catalog;
 pub mod cli;
 pub mod describe;
@@ -14,6 +15,8 @@ pub mod list;
 pub mod local;
 pub mod locate;
 pub mod mark;
+#[cfg(any(test, feature = "testing"))]
+pub mod memory;
 pub mod outer;
 pub mod pack;
 pub mod partial;
@@ -22,6 +25,8 @@ pub mod push;
 pub mod read;
 pub mod source;
 pub mod store;
+#[cfg(test)]
+mod suite;
 pub mod target;
 pub mod upload;
 pub mod volume;

@@ -110,7 +110,7 @@ mod tests {
             ..At::default()
         });
         spool.push(&first).unwrap();
-        for (path, target) in [("a/y", "a/x"), ("b", "gone"), ("c", "a/x")] {
+        for (path, target) in [("a/y", "a/x"), ("b", "a gone"), ("c", "a/x")] {
             let mut link = Entry::new(RelPath::new(path).unwrap());
             link.kind = Kind::Hardlink(RelPath::new(target).unwrap());
             spool.push(&link).unwrap();

@@ -225,11 +225,13 @@ impl Destination for Local {
                 failed.push(self.error("remove", name, error));
             }
         }
-        for folder in folders.iter().rev() {
-            // After a power cut nothing may come back of which a later removal took the rest.
+        // After a power cut nothing may come back of which a later removal took the rest.
+        for folder in &folders {
             if let Err(error) = atomic::sync_folder(folder) {
                 failed.push(self.error("sync", &folder.display().to_string(), error));
             }
+        }
+        for folder in folders.iter().rev() {
             self.remove_empty(folder);
         }
         failed

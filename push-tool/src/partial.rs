@@ -10,6 +10,7 @@ use std::io::Read;
 
 use anyhow::Context;
 use bk_manifest::digest::Digest;
+use bk_manifest::manifest::ObjectRecord;
 use bk_manifest::time::Time;
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +54,20 @@ pub struct Closed {
     pub size: u64,
     /// SHA-256 as stored.
     pub checksum: Digest,
+}
+
+impl Closed {
+    /// The object's record in a manifest that does not refer to it yet.
+    pub fn record(self) -> ObjectRecord {
+        ObjectRecord {
+            backup: None,
+            checksum: self.checksum,
+            live: 0,
+            object: self.object,
+            size: self.size,
+            extra: serde_json::Map::new(),
+        }
+    }
 }
 
 /// A partial list at the destination.

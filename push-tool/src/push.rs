@@ -1,9 +1,7 @@
 //! Stores a backup: objects first, its manifest last.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -19,15 +17,16 @@ use bk_manifest::stream::{Format, Reader, Writer};
 use bk_manifest::time::Time;
 use serde_json::json;
 
-use crate::catalog::{Catalog, Folders, NeededObject, needed_objects};
+use crate::base::{Base, present};
+use crate::catalog::NeededObject;
 use crate::destination::Destination;
-use crate::known::{KnownContent, Usable};
+use crate::known::KnownContent;
 use crate::pack::{LARGE_BYTES, Packed, Packer, Tools, Totals};
-use crate::partial::{self, Begun};
+use crate::partial::Begun;
 use crate::source::Sources;
 use crate::store::Store;
-use crate::upload::{PartialWriter, StoppedStoring, Uploader, read_closed};
-use crate::{describe, links, mark, outer, place};
+use crate::upload::{PartialWriter, StoppedStoring, Uploader};
+use crate::{describe, links, mark, place};
 
 /// How often what turned out to be marked or gone is stored again before the push gives up.
 const PASSES: usize = 4;
@@ -59,7 +58,7 @@ pub fn push(
     let backup = header.the_backup()?;
     let folder = place::folder_of(&backup)?;
     let host = backup.host.clone().unwrap_or_default();
-    let _lock =
+    let lock =
         destination.lock(&format!("bk-push {} from {host}, since {}", backup.id, Time::now()))?;
     if destination.list(&folder)?.next().is_some() {
         let message = format!("a backup '{}' is at the destination already", backup.id);
@@ -109,7 +108,8 @@ pub fn push(
     for error in push.partial.remove() {
         progress.warn(&format!("{:#}", anyhow::Error::from(error)));
     }
-    push.sources.remove_staged(progress);
+    push.sources.remove_staged(&entries, progress)?;
+    drop(lock);
     progress.note(&format!(
         "stored {} of {} ({})",
         backup.id,
@@ -124,175 +124,6 @@ pub fn push(
         inherited: push.totals.inherited,
     };
     print(output, document, &entries, run, pushed, place, &store.marker.id)
-}
-
-/// What earlier backups and dead pushes left that this one may refer to.
-#[derive(Default)]
-struct Base {
-    usable: Usable,
-    /// The folder of each backup that may be referred to.
-    folders: BTreeMap<String, String>,
-    has_parent: bool,
-    parent: Option<String>,
-}
-
-impl Base {
-    /// Finds the parent at the destination and what it needs; returns the file with its entries.
-    fn add_parent(
-        &mut self,
-        store: &Store,
-        run: &Run,
-        progress: &dyn Progress,
-    ) -> anyhow::Result<Option<PathBuf>> {
-        let destination = &*store.destination;
-        let Some(parent) = &run.parent else { return Ok(None) };
-        let path = PathBuf::from(&parent.file);
-        let file = File::open(&path)
-            .with_context(|| format!("cannot open the parent's manifest '{}'", path.display()))?;
-        let given = Reader::new(file).with_context(|| format!("'{}'", path.display()))?;
-        let id = given.header().the_backup()?.id;
-        let Some((folder, header, trailer)) = find_parent(store, &id, &given.header().run()?)?
-        else {
-            progress.warn(&format!(
-                "the parent '{id}' is not at this destination: everything is stored again"
-            ));
-            return Ok(None);
-        };
-        self.folders.insert(id.clone(), folder.clone());
-        for (backup, folder) in Folders::new(&header, &folder)?.chain() {
-            self.folders.insert(backup.to_owned(), folder.to_owned());
-        }
-        let needed = needed_objects(&header, &trailer, &folder)?;
-        for object in present(destination, &needed)? {
-            let backup = object.record.backup.clone().unwrap_or_else(|| id.clone());
-            self.usable.add(&backup, object.record);
-        }
-        self.has_parent = true;
-        self.parent = Some(id);
-        Ok(Some(path))
-    }
-
-    /// Takes over what pushes of this series stored before they died.
-    ///
-    /// Nobody else pushes while we hold the lock; where there is none, an object that vanishes under
-    /// us is found out before the commit.
-    fn add_dead_pushes(
-        &mut self,
-        destination: &dyn Destination,
-        series: &str,
-        known: &mut KnownContent,
-        progress: &dyn Progress,
-    ) -> anyhow::Result<()> {
-        for list in partial::read_all(destination)? {
-            let Some(begun) = list.begun.as_ref().filter(|begun| begun.series == series) else {
-                continue;
-            };
-            for piece in list.closed() {
-                let mut entries = Vec::new();
-                let closed = read_closed(destination, piece, |entry| {
-                    entries.push(entry);
-                    Ok(())
-                });
-                let closed = match closed {
-                    Ok(closed) => closed,
-                    Err(error) => {
-                        progress.warn(&format!("cannot build on '{piece}': {error:#}"));
-                        continue;
-                    }
-                };
-                let name = place::object(&begun.folder, &closed.object)?;
-                if destination.stat(&name)?.is_none_or(|object| object.size != closed.size) {
-                    continue;
-                }
-                self.folders.insert(list.id.clone(), begun.folder.clone());
-                let record = ObjectRecord {
-                    backup: None,
-                    checksum: closed.checksum,
-                    live: 0,
-                    object: closed.object,
-                    size: closed.size,
-                    extra: serde_json::Map::new(),
-                };
-                self.usable.add(&list.id, record);
-                for mut entry in entries {
-                    if let Some(at) = &mut entry.at {
-                        at.backup = Some(list.id.clone());
-                    }
-                    known.add(&entry)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn drop_marked(&mut self, destination: &dyn Destination) -> anyhow::Result<()> {
-        let marks = mark::read_all(destination)?;
-        for name in mark::marked_names(&marks) {
-            for (backup, folder) in &self.folders {
-                let below = name.strip_prefix(folder.as_str());
-                if let Some(object) = below.and_then(|rest| rest.strip_prefix('/')) {
-                    self.usable.remove(backup, object);
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Header and trailer of the parent at this destination, and its folder.
-fn find_parent(
-    store: &Store,
-    id: &str,
-    given: &Run,
-) -> anyhow::Result<Option<(String, Header, Trailer)>> {
-    let destination = &*store.destination;
-    let place = given.place.as_deref().filter(|place| {
-        given.destination.as_deref() == Some(&store.marker.id) && place::is_manifest(place)
-    });
-    if let Some(place) = place
-        && let Some(object) = destination.stat(place)?
-    {
-        let (header, trailer) = outer::read(destination, &object)?;
-        if header.the_backup()?.id == id {
-            return Ok(Some((place::parent(place).to_owned(), header, trailer)));
-        }
-    }
-    match Catalog::read(destination)?.find(id) {
-        None => Ok(None),
-        Some(found) => {
-            let (header, trailer) = outer::read(destination, &found.manifest)?;
-            Ok(Some((found.folder().to_owned(), header, trailer)))
-        }
-    }
-}
-
-/// Those objects that are there with the right size, by one listing for each folder.
-fn present(
-    destination: &dyn Destination,
-    needed: &[NeededObject],
-) -> anyhow::Result<Vec<NeededObject>> {
-    let mut sizes: BTreeMap<&str, Option<u64>> =
-        needed.iter().map(|object| (object.name.as_str(), None)).collect();
-    let folders: BTreeSet<String> = needed
-        .iter()
-        .map(|object| {
-            let depth = object.record.object.matches('/').count();
-            (0..=depth).fold(object.name.as_str(), |name, _| place::parent(name)).to_owned()
-        })
-        .collect();
-    for folder in &folders {
-        for object in destination.list(folder)? {
-            let object = object?;
-            if let Some(size) = sizes.get_mut(object.name.as_str()) {
-                *size = Some(object.size);
-            }
-        }
-    }
-    Ok(needed
-        .iter()
-        .filter(|object| sizes.get(object.name.as_str()) == Some(&Some(object.record.size)))
-        .cloned()
-        .collect())
 }
 
 /// A push under way.
@@ -631,4 +462,185 @@ fn print(
         "the printed manifest is not the stored one"
     );
     Ok(exit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::Catalog;
+    use crate::mark::Mark;
+    use crate::memory::{Memory, store_on};
+    use bk_manifest::manifest::{Application, HostPath, Source, SourceKind};
+    use bk_manifest::path::RelPath;
+    use bk_manifest::progress::Silent;
+    use std::os::unix::ffi::OsStrExt;
+    use std::sync::Arc;
+
+    const GRACE: Duration = Duration::from_hours(24);
+
+    /// A tree of one file, and a document for it that `add` would have made.
+    struct Tree(tempfile::TempDir);
+
+    impl Tree {
+        fn new(content: &[u8]) -> Self {
+            let tree = tempfile::tempdir().unwrap();
+            bk_manifest::atomic::create(
+                &tree.path().join("f"),
+                content,
+                0o600,
+                bk_manifest::atomic::Existing::Keep,
+            )
+            .unwrap();
+            Tree(tree)
+        }
+
+        fn document(&self, id: &str) -> Vec<u8> {
+            let backup = Backup {
+                id: id.into(),
+                timestamp: "2026-05-01T00:00:00.000Z".into(),
+                ..Backup::default()
+            };
+            let source = Source {
+                component: "files".into(),
+                kind: SourceKind::Tree,
+                root: HostPath(self.0.path().as_os_str().as_bytes().to_vec()),
+                prefix: HostPath::default(),
+                paths: Vec::new(),
+            };
+            let run = Run { sources: vec![source], ..Run::default() };
+            let application = Application { name: "app".into(), version: None };
+            let header = Header::new(&application, Some(&backup), &run);
+            let mut writer = Writer::new(Vec::new(), Format::Json, header).unwrap();
+            let mut entry = Entry::new(RelPath::new("f").unwrap());
+            entry.size = Some(1);
+            writer.entry(&entry).unwrap();
+            writer.end(Trailer::default()).unwrap().0
+        }
+
+        fn push(&self, id: &str, memory: &Arc<Memory>) -> anyhow::Result<Exit> {
+            let options = Options { full: false, format: Format::Json };
+            let document = self.document(id);
+            let reader = Reader::new(&document[..]).unwrap();
+            push(reader, std::io::sink(), &store_on(memory, GRACE), options, &Silent)
+        }
+    }
+
+    fn memory() -> Arc<Memory> {
+        Arc::new(Memory::new("2026-05-01T00:00:00Z"))
+    }
+
+    /// The volumes that the backups at the destination need are all there.
+    fn assert_whole(memory: &Memory, backups: usize) {
+        let catalog = Catalog::read(memory).unwrap();
+        assert_eq!(catalog.backups.len(), backups);
+        for backup in &catalog.backups {
+            let (header, trailer) = crate::catalog::reread(memory, backup).unwrap();
+            for object in
+                crate::catalog::needed_objects(&header, &trailer, backup.folder()).unwrap()
+            {
+                assert!(memory.has(&object.name), "{} is gone", object.name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_push_that_dies_at_any_change_leaves_no_backup_and_a_rerun_succeeds() {
+        let tree = Tree::new(b"content");
+        let changes = {
+            let memory = memory();
+            tree.push("b0", &memory).unwrap();
+            assert_whole(&memory, 1);
+            memory.names().len() as u64 + 8
+        };
+        for left in 0..changes {
+            let memory = memory();
+            memory.die_after(Some(left));
+            let is_done = tree.push("b0", &memory).is_ok();
+            memory.die_after(None);
+            let committed =
+                usize::from(memory.names().iter().any(|name| name.contains("manifest.json")));
+            assert!(committed == 1 || !is_done, "done without a manifest after {left} changes");
+            assert_whole(&memory, committed);
+            tree.push("b1", &memory).unwrap();
+            assert_whole(&memory, committed + 1);
+        }
+    }
+
+    #[test]
+    fn the_next_push_builds_on_what_a_dead_one_stored() {
+        let tree = Tree::new(b"content");
+        let memory = memory();
+        // Everything but the side files and the commit: the object is closed.
+        memory.die_after(Some(4));
+        tree.push("b0", &memory).unwrap_err();
+        memory.die_after(None);
+        tree.push("b1", &memory).unwrap();
+        assert_whole(&memory, 1);
+        let volumes: Vec<String> =
+            memory.names().into_iter().filter(|name| name.ends_with(".tar.zst")).collect();
+        assert_eq!(volumes, ["2026/05/01/b0/files/000001.tar.zst"]);
+    }
+
+    #[test]
+    fn an_object_that_vanishes_before_the_commit_is_stored_again() {
+        let tree = Tree::new(b"content");
+        let memory = memory();
+        // The store loses the volume as soon as its entries are noted.
+        memory.before(
+            ".entries",
+            Box::new(|objects, _| objects.retain(|name, _| !name.ends_with(".tar.zst"))),
+        );
+        tree.push("b0", &memory).unwrap();
+        assert_whole(&memory, 1);
+        assert!(memory.has("2026/05/01/b0/files/000002.tar.zst"));
+    }
+
+    #[test]
+    fn an_object_that_prune_has_marked_is_stored_again() {
+        let tree = Tree::new(b"content");
+        let memory = memory();
+        tree.push("b0", &memory).unwrap();
+        // A dead push's volume would be taken over, were it not marked.
+        let volume = "2026/05/01/b0/files/000001.tar.zst";
+        let mark = Mark { objects: vec![volume.into()], ..Mark::default() };
+        memory.store(".bk/marks/m.json", &serde_json::to_vec(&mark).unwrap());
+        tree.push("b1", &memory).unwrap();
+        assert!(memory.has("2026/05/01/b1/files/000001.tar.zst"));
+    }
+
+    #[test]
+    fn a_commit_that_came_too_late_is_withdrawn() {
+        let tree = Tree::new(b"content");
+        let memory = memory();
+        // Between the last look and the commit's answer half a grace time passes, and prune removes
+        // an object.
+        memory.before(
+            "manifest.json",
+            Box::new(|objects, now| {
+                objects.retain(|name, _| !name.ends_with(".tar.zst"));
+                *now = Time::from_unix(now.unix().0 + 13 * 3600, 0);
+            }),
+        );
+        let error = tree.push("b0", &memory).unwrap_err();
+        assert!(error.to_string().contains("withdrawn"), "{error:#}");
+        assert_whole(&memory, 0);
+    }
+
+    #[test]
+    fn a_commit_under_a_mark_that_is_due_is_withdrawn() {
+        let tree = Tree::new(b"content");
+        let memory = memory();
+        let mark =
+            Mark { objects: vec!["2026/05/01/b0/files/000001.tar.zst".into()], ..Mark::default() };
+        memory.before(
+            "manifest.json",
+            Box::new(move |objects, now| {
+                let text = serde_json::to_vec(&mark).unwrap();
+                objects.insert(".bk/marks/m.json".into(), (text, *now));
+                *now = Time::from_unix(now.unix().0 + 25 * 3600, 0);
+            }),
+        );
+        tree.push("b0", &memory).unwrap_err();
+        assert_whole(&memory, 0);
+    }
 }

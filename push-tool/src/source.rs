@@ -14,6 +14,8 @@ use bk_manifest::exit::{Exit, fail};
 use bk_manifest::left_out::Reason;
 use bk_manifest::manifest::{Run, Source, SourceKind};
 use bk_manifest::path::RelPath;
+use bk_manifest::progress::Progress;
+use bk_manifest::spool::Entries;
 use bk_manifest::time::Time;
 
 /// The folders that this run's entries come from.
@@ -66,17 +68,37 @@ impl Sources {
     }
 
     /// Removes what dump steps made for this run; it is stored now.
-    pub fn remove_staged(&self, progress: &dyn bk_manifest::progress::Progress) {
-        for open in self.0.iter().filter(|open| open.source.kind == SourceKind::Stage) {
-            if let Err(error) = std::fs::remove_dir_all(open.root.path()) {
-                let path = open.root.path().display();
-                progress.warn(&format!("cannot remove the staged '{path}': {error}"));
-            }
-            // The run's own folder above it, once the last component has gone.
-            if let Some(above) = open.root.path().parent() {
-                let _ = std::fs::remove_dir(above);
+    ///
+    /// Only files that were stored are removed, and folders that are empty then: a document that
+    /// names another folder of this host loses nothing there.
+    ///
+    /// # Errors
+    /// Those of the temporary files; what cannot be removed is a warning.
+    pub fn remove_staged(&self, entries: &Entries, progress: &dyn Progress) -> anyhow::Result<()> {
+        if self.0.iter().all(|open| open.source.kind != SourceKind::Stage) {
+            return Ok(());
+        }
+        for entry in entries.iter() {
+            let entry = entry?;
+            let Some(located) = self.locate(&entry).filter(|at| at.kind == SourceKind::Stage)
+            else {
+                continue;
+            };
+            let removed =
+                Cursor::new(located.root).parent(&located.below).and_then(|(folder, name)| {
+                    Ok(rustix::fs::unlinkat(folder, name, rustix::fs::AtFlags::empty())?)
+                });
+            if let Err(error) = removed {
+                let path = located.root.path().display();
+                progress
+                    .warn(&format!("cannot remove the staged '{path}/{}': {error}", located.below));
             }
         }
+        for open in self.0.iter().filter(|open| open.source.kind == SourceKind::Stage) {
+            // What is not empty is the next sweep's.
+            let _ = std::fs::remove_dir(open.root.path());
+        }
+        Ok(())
     }
 }
 

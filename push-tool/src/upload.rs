@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bk_manifest::digest::HashWriter;
+use bk_manifest::entry::Entry;
 use bk_manifest::manifest::ObjectRecord;
 use bk_manifest::spool::Spool;
 
@@ -185,14 +186,7 @@ impl<'a> PartialWriter<'a> {
                     if let Some((object, upload)) = open.take() {
                         let (upload, checksum, size) = upload.finish();
                         upload.commit()?;
-                        let record = ObjectRecord {
-                            backup: None,
-                            checksum,
-                            live: 0,
-                            object,
-                            size,
-                            extra: serde_json::Map::new(),
-                        };
+                        let record = Closed { object, size, checksum }.record();
                         self.closed(&record, entries)?;
                         stored.push(record);
                     }
@@ -204,26 +198,36 @@ impl<'a> PartialWriter<'a> {
     }
 }
 
-/// Reads the entries of an object that a dead push had closed.
-///
-/// # Errors
-/// Those of the destination; a piece that is malformed.
-pub fn read_closed(
-    destination: &dyn Destination,
-    piece: &str,
-    mut take: impl FnMut(bk_manifest::entry::Entry) -> anyhow::Result<()>,
-) -> anyhow::Result<Closed> {
-    let mut lines = BufReader::new(destination.read(piece, None)?);
-    let mut line = Vec::new();
-    let mut next = |line: &mut Vec<u8>| -> anyhow::Result<bool> {
-        line.clear();
-        let limit = 1 << 20;
-        Ok(lines.by_ref().take(limit).read_until(b'\n', line)? > 0)
-    };
-    next(&mut line)?;
-    let closed: Closed = serde_json::from_slice(&line)?;
-    while next(&mut line)? {
-        take(serde_json::from_slice(&line)?)?;
+/// The entries of an object that a push had closed before it died.
+pub struct ClosedPiece<'a> {
+    lines: BufReader<Box<dyn Read + Send + 'a>>,
+    line: Vec<u8>,
+    /// The object.
+    pub closed: Closed,
+}
+
+/// Longest line of a piece, in bytes.
+const LINE_LIMIT: u64 = 1 << 20;
+
+impl<'a> ClosedPiece<'a> {
+    /// Reads the line for the object.
+    ///
+    /// # Errors
+    /// Those of the destination; a piece that is malformed.
+    pub fn open(destination: &'a dyn Destination, piece: &str) -> anyhow::Result<Self> {
+        let mut lines = BufReader::new(destination.read(piece, None)?);
+        let mut line = Vec::new();
+        lines.by_ref().take(LINE_LIMIT).read_until(b'\n', &mut line)?;
+        Ok(ClosedPiece { lines, closed: serde_json::from_slice(&line)?, line })
     }
-    Ok(closed)
+
+    /// The next entry whose content the object holds.
+    ///
+    /// # Errors
+    /// As [`ClosedPiece::open`].
+    pub fn next_entry(&mut self) -> anyhow::Result<Option<Entry>> {
+        self.line.clear();
+        let read = self.lines.by_ref().take(LINE_LIMIT).read_until(b'\n', &mut self.line)?;
+        Ok(if read == 0 { None } else { Some(serde_json::from_slice(&self.line)?) })
+    }
 }

@@ -1,0 +1,196 @@
+//! What a push builds on: the parent's objects, and what pushes stored that died before their commit.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use bk_manifest::manifest::{Header, Run, Trailer};
+use bk_manifest::progress::Progress;
+use bk_manifest::stream::Reader;
+
+use crate::catalog::{Catalog, Folders, NeededObject, needed_objects};
+use crate::destination::Destination;
+use crate::known::{KnownContent, Usable};
+use crate::partial::Begun;
+use crate::store::Store;
+use crate::upload::ClosedPiece;
+use crate::{mark, outer, partial, place};
+
+/// What earlier backups and dead pushes left that this one may refer to.
+#[derive(Default)]
+pub struct Base {
+    /// Objects that entries may refer to.
+    pub usable: Usable,
+    /// The folder of each backup that may be referred to.
+    pub folders: BTreeMap<String, String>,
+    /// Whether the parent was found.
+    pub has_parent: bool,
+}
+
+impl Base {
+    /// Finds the parent at the destination and what it needs; returns the file with its entries.
+    ///
+    /// # Errors
+    /// Those of the destination and of the file.
+    pub fn add_parent(
+        &mut self,
+        store: &Store,
+        run: &Run,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Option<PathBuf>> {
+        let destination = &*store.destination;
+        let Some(parent) = &run.parent else { return Ok(None) };
+        let path = PathBuf::from(&parent.file);
+        let file = File::open(&path)
+            .with_context(|| format!("cannot open the parent's manifest '{}'", path.display()))?;
+        let given = Reader::new(file).with_context(|| format!("'{}'", path.display()))?;
+        let id = given.header().the_backup()?.id;
+        let Some((folder, header, trailer)) = find_parent(store, &id, &given.header().run()?)?
+        else {
+            progress.warn(&format!(
+                "the parent '{id}' is not at this destination: everything is stored again"
+            ));
+            return Ok(None);
+        };
+        self.folders.insert(id.clone(), folder.clone());
+        for (backup, folder) in Folders::new(&header, &folder)?.chain() {
+            self.folders.insert(backup.to_owned(), folder.to_owned());
+        }
+        let needed = needed_objects(&header, &trailer, &folder)?;
+        for object in present(destination, &needed)? {
+            let backup = object.record.backup.clone().unwrap_or_else(|| id.clone());
+            self.usable.add(&backup, object.record);
+        }
+        self.has_parent = true;
+        Ok(Some(path))
+    }
+
+    /// Takes over what pushes of this series stored before they died.
+    ///
+    /// Nobody else pushes while we hold the lock; where there is none, an object that vanishes under
+    /// us is found out before the commit.
+    ///
+    /// # Errors
+    /// Those of the destination.
+    pub fn add_dead_pushes(
+        &mut self,
+        destination: &dyn Destination,
+        series: &str,
+        known: &mut KnownContent,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<()> {
+        for list in partial::read_all(destination)? {
+            let Some(begun) = list.begun.as_ref().filter(|begun| begun.series == series) else {
+                continue;
+            };
+            for piece in list.closed() {
+                if let Err(error) = self.add_closed(destination, piece, &list.id, begun, known) {
+                    progress.warn(&format!("cannot build on '{piece}': {error:#}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over an object that a dead push had closed, if it is there.
+    fn add_closed(
+        &mut self,
+        destination: &dyn Destination,
+        piece: &str,
+        id: &str,
+        begun: &Begun,
+        known: &mut KnownContent,
+    ) -> anyhow::Result<()> {
+        let mut piece = ClosedPiece::open(destination, piece)?;
+        let name = place::object(&begun.folder, &piece.closed.object)?;
+        if destination.stat(&name)?.is_none_or(|object| object.size != piece.closed.size) {
+            return Ok(());
+        }
+        self.folders.insert(id.to_owned(), begun.folder.clone());
+        self.usable.add(id, piece.closed.clone().record());
+        while let Some(mut entry) = piece.next_entry()? {
+            if let Some(at) = &mut entry.at {
+                at.backup = Some(id.to_owned());
+            }
+            known.add(&entry)?;
+        }
+        Ok(())
+    }
+
+    /// Takes out what prune has marked.
+    ///
+    /// # Errors
+    /// Those of the destination; a mark that is malformed.
+    pub fn drop_marked(&mut self, destination: &dyn Destination) -> anyhow::Result<()> {
+        let marks = mark::read_all(destination)?;
+        for name in mark::marked_names(&marks) {
+            for (backup, folder) in &self.folders {
+                let below = name.strip_prefix(folder.as_str());
+                if let Some(object) = below.and_then(|rest| rest.strip_prefix('/')) {
+                    self.usable.remove(backup, object);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Header and trailer of the parent at this destination, and its folder.
+fn find_parent(
+    store: &Store,
+    id: &str,
+    given: &Run,
+) -> anyhow::Result<Option<(String, Header, Trailer)>> {
+    let destination = &*store.destination;
+    let place = given.place.as_deref().filter(|place| {
+        given.destination.as_deref() == Some(&store.marker.id) && place::is_manifest(place)
+    });
+    if let Some(place) = place
+        && let Some(object) = destination.stat(place)?
+    {
+        let (header, trailer) = outer::read(destination, &object)?;
+        if header.the_backup()?.id == id {
+            return Ok(Some((place::parent(place).to_owned(), header, trailer)));
+        }
+    }
+    match Catalog::read(destination)?.find(id) {
+        None => Ok(None),
+        Some(found) => {
+            let (header, trailer) = outer::read(destination, &found.manifest)?;
+            Ok(Some((found.folder().to_owned(), header, trailer)))
+        }
+    }
+}
+
+/// Those objects that are there with the right size, by one listing for each folder.
+///
+/// # Errors
+/// Those of the destination.
+pub fn present(
+    destination: &dyn Destination,
+    needed: &[NeededObject],
+) -> anyhow::Result<Vec<NeededObject>> {
+    let mut sizes: BTreeMap<&str, Option<u64>> =
+        needed.iter().map(|object| (object.name.as_str(), None)).collect();
+    let folders: BTreeSet<String> = needed
+        .iter()
+        .map(|object| {
+            let depth = object.record.object.matches('/').count();
+            (0..=depth).fold(object.name.as_str(), |name, _| place::parent(name)).to_owned()
+        })
+        .collect();
+    for folder in &folders {
+        for object in destination.list(folder)? {
+            let object = object?;
+            if let Some(size) = sizes.get_mut(object.name.as_str()) {
+                *size = Some(object.size);
+            }
+        }
+    }
+    Ok(needed
+        .iter()
+        .filter(|object| sizes.get(object.name.as_str()) == Some(&Some(object.record.size)))
+        .cloned()
+        .collect())
+}

@@ -1,0 +1,272 @@
+//! A destination in memory whose clock and faults are at hand, for tests.
+#![expect(clippy::unwrap_used, reason = "only tests use it, and want to end where it breaks")]
+
+use std::collections::BTreeMap;
+use std::io::{self, Cursor, Read, Write};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bk_manifest::time::Time;
+
+use crate::destination::{
+    Created, Destination, Error, ErrorKind, Listing, ObjectInfo, Result, Upload,
+};
+use crate::store::{Marker, Store};
+
+/// A destination in memory.
+pub struct Memory(Mutex<State>);
+
+struct State {
+    objects: Objects,
+    now: Time,
+    /// Changes that still succeed; behind them everything fails, as after a kill.
+    left: Option<u64>,
+    /// Part of a name, and what happens just before the first change of such an object.
+    accident: Option<(String, Accident)>,
+}
+
+/// What happens to a destination behind the back of who uses it.
+pub type Accident = Box<dyn FnOnce(&mut Objects, &mut Time) + Send>;
+
+/// Objects by name, each with the time it was stored.
+pub type Objects = BTreeMap<String, (Vec<u8>, Time)>;
+
+impl Memory {
+    /// Empty, its clock at `now` (RFC 3339).
+    ///
+    /// # Panics
+    /// If that is no time.
+    pub fn new(now: &str) -> Self {
+        let (objects, now) = (BTreeMap::new(), now.parse().unwrap());
+        Memory(Mutex::new(State { objects, now, left: None, accident: None }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    /// Moves the clock on.
+    ///
+    /// # Panics
+    /// If a test has panicked while it used this.
+    pub fn advance(&self, by: Duration) {
+        let mut state = self.state();
+        let (seconds, nanoseconds) = state.now.unix();
+        state.now = Time::from_unix(seconds + i64::try_from(by.as_secs()).unwrap(), nanoseconds);
+    }
+
+    /// Lets so many changes succeed; `None`: all.
+    ///
+    /// # Panics
+    /// If a test has panicked while it used this, as all of these.
+    pub fn die_after(&self, changes: Option<u64>) {
+        self.state().left = changes;
+    }
+
+    /// Has something happen just before the first change of an object whose name contains `part`.
+    ///
+    /// # Panics
+    /// If a test has panicked while it used this.
+    pub fn before(&self, part: &str, accident: Accident) {
+        self.state().accident = Some((part.to_owned(), accident));
+    }
+
+    /// All objects, by name.
+    pub fn names(&self) -> Vec<String> {
+        self.state().objects.keys().cloned().collect()
+    }
+
+    /// Whether the object is there.
+    pub fn has(&self, name: &str) -> bool {
+        self.state().objects.contains_key(name)
+    }
+
+    /// Puts an object by hand.
+    ///
+    /// # Panics
+    /// If its name is taken.
+    pub fn store(&self, name: &str, bytes: &[u8]) {
+        let mut state = self.state();
+        let now = state.now;
+        let old = state.objects.insert(name.to_owned(), (bytes.to_vec(), now));
+        assert!(old.is_none(), "'{name}' is overwritten");
+    }
+
+    /// Loses an object, as a store may.
+    ///
+    /// # Panics
+    /// If it is not there.
+    pub fn drop_object(&self, name: &str) {
+        assert!(self.state().objects.remove(name).is_some(), "{name}");
+    }
+}
+
+impl State {
+    fn change(&mut self, verb: &'static str, name: &str) -> Result<()> {
+        if let Some((_, accident)) = self.accident.take_if(|(part, _)| name.contains(&**part)) {
+            accident(&mut self.objects, &mut self.now);
+        }
+        match &mut self.left {
+            None => Ok(()),
+            Some(0) => Err(error(ErrorKind::Other, verb, name)),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+        }
+    }
+}
+
+fn error(kind: ErrorKind, verb: &'static str, name: &str) -> Error {
+    let source = io::Error::other("killed").into();
+    Error { kind, verb, name: name.into(), place: "memory".into(), source }
+}
+
+fn info(name: &str, object: &(Vec<u8>, Time)) -> ObjectInfo {
+    ObjectInfo { name: name.into(), size: object.0.len() as u64, modified: object.1 }
+}
+
+impl Destination for Memory {
+    fn describe(&self) -> String {
+        "memory".into()
+    }
+
+    fn list(&self, folder: &str) -> Result<Listing<'_>> {
+        let below = |name: &str| {
+            folder.is_empty() || name.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
+        };
+        let found: Vec<_> = self
+            .state()
+            .objects
+            .iter()
+            .filter(|(name, _)| below(name))
+            .map(|(name, object)| Ok(info(name, object)))
+            .collect();
+        Ok(Box::new(found.into_iter()))
+    }
+
+    fn stat(&self, name: &str) -> Result<Option<ObjectInfo>> {
+        Ok(self.state().objects.get(name).map(|object| info(name, object)))
+    }
+
+    fn read(&self, name: &str, range: Option<Range<u64>>) -> Result<Box<dyn Read + Send + '_>> {
+        let state = self.state();
+        let (bytes, _) =
+            state.objects.get(name).ok_or_else(|| error(ErrorKind::NotFound, "read", name))?;
+        let range = range.unwrap_or(0..u64::MAX);
+        let cut = |place: u64| usize::try_from(place).unwrap_or(usize::MAX).min(bytes.len());
+        Ok(Box::new(Cursor::new(bytes[cut(range.start)..cut(range.end)].to_vec())))
+    }
+
+    fn put(&self, name: &str) -> Result<Box<dyn Upload + '_>> {
+        Ok(Box::new(MemoryUpload { memory: self, name: name.to_owned(), bytes: Vec::new() }))
+    }
+
+    fn create(&self, name: &str, bytes: &[u8]) -> Result<Created> {
+        let mut state = self.state();
+        if state.objects.contains_key(name) {
+            return Ok(Created::Taken);
+        }
+        state.change("store", name)?;
+        let now = state.now;
+        state.objects.insert(name.to_owned(), (bytes.to_vec(), now));
+        Ok(Created::New)
+    }
+
+    /// In no order that anybody may rely on: from both ends in turn.
+    fn delete(&self, names: &[String]) -> Vec<Error> {
+        let mut state = self.state();
+        let mut rest: std::collections::VecDeque<&String> = names.iter().collect();
+        let mut failed = Vec::new();
+        let mut next = || {
+            if rest.len().is_multiple_of(2) { rest.pop_front() } else { rest.pop_back() }
+        };
+        while let Some(name) = next() {
+            match state.change("remove", name) {
+                Ok(()) => drop(state.objects.remove(name)),
+                Err(error) => failed.push(error),
+            }
+        }
+        failed
+    }
+
+    fn now(&self) -> Result<Time> {
+        Ok(self.state().now)
+    }
+
+    fn sweep(&self, _: Time) -> Result<u64> {
+        Ok(0)
+    }
+
+    fn lock(&self, _: &str) -> anyhow::Result<Option<bk_manifest::lock::Lock>> {
+        Ok(None)
+    }
+}
+
+struct MemoryUpload<'a> {
+    memory: &'a Memory,
+    name: String,
+    bytes: Vec<u8>,
+}
+
+impl Write for MemoryUpload<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Upload for MemoryUpload<'_> {
+    fn commit(self: Box<Self>) -> Result<()> {
+        match self.memory.create(&self.name, &self.bytes)? {
+            Created::New => Ok(()),
+            Created::Taken => Err(error(ErrorKind::Exists, "store", &self.name)),
+        }
+    }
+}
+
+/// A store on a destination that the test keeps a hand on.
+pub fn store_on(memory: &Arc<Memory>, grace: Duration) -> Store {
+    let marker = Marker { id: "memory".into(), grace_seconds: grace.as_secs() };
+    Store { destination: Box::new(Shared(Arc::clone(memory))), marker }
+}
+
+/// A destination that several hold.
+struct Shared(Arc<Memory>);
+
+impl Destination for Shared {
+    fn describe(&self) -> String {
+        self.0.describe()
+    }
+    fn list(&self, folder: &str) -> Result<Listing<'_>> {
+        self.0.list(folder)
+    }
+    fn stat(&self, name: &str) -> Result<Option<ObjectInfo>> {
+        self.0.stat(name)
+    }
+    fn read(&self, name: &str, range: Option<Range<u64>>) -> Result<Box<dyn Read + Send + '_>> {
+        self.0.read(name, range)
+    }
+    fn put(&self, name: &str) -> Result<Box<dyn Upload + '_>> {
+        self.0.put(name)
+    }
+    fn create(&self, name: &str, bytes: &[u8]) -> Result<Created> {
+        self.0.create(name, bytes)
+    }
+    fn delete(&self, names: &[String]) -> Vec<Error> {
+        self.0.delete(names)
+    }
+    fn now(&self) -> Result<Time> {
+        self.0.now()
+    }
+    fn sweep(&self, before: Time) -> Result<u64> {
+        self.0.sweep(before)
+    }
+    fn lock(&self, holder: &str) -> anyhow::Result<Option<bk_manifest::lock::Lock>> {
+        self.0.lock(holder)
+    }
+}
