@@ -7,14 +7,13 @@ use std::path::Path;
 
 use anyhow::Context;
 use rayon::iter::{IntoParallelRefMutIterator, ParallelIterator};
-use serde_json::json;
 
 use crate::beneath::{Cursor, Root};
 use crate::digest::Digest;
 use crate::entry::{DEFAULT_COMPONENT, Entry, Kind, Trust};
 use crate::exit::{Exit, Failure, fail};
 use crate::left_out::{LeftOut, Reason};
-use crate::manifest::{Component, HostPath, Run, Source, SourceKind, Status, Trailer};
+use crate::manifest::{Component, HostPath, Run, Source, SourceKind, Status, Trailer, is_within};
 use crate::path::RelPath;
 use crate::progress::Progress;
 use crate::scan::{self, scan};
@@ -121,24 +120,6 @@ fn source(root: &Path, options: &Options) -> Source {
     }
 }
 
-/// The recorded paths that a source covers; empty stands for everything.
-fn areas(source: &Source) -> Vec<Vec<u8>> {
-    let joined = |path: &[u8]| match (source.prefix.0.is_empty(), path.is_empty()) {
-        (true, _) => path.to_vec(),
-        (false, true) => source.prefix.0.clone(),
-        (false, false) => [&source.prefix.0, &b"/"[..], path].concat(),
-    };
-    if source.paths.is_empty() {
-        vec![joined(b"")]
-    } else {
-        source.paths.iter().map(|path| joined(&path.0)).collect()
-    }
-}
-
-fn is_within(path: &[u8], area: &[u8]) -> bool {
-    area.is_empty() || path == area || path.strip_prefix(area).is_some_and(|rest| rest[0] == b'/')
-}
-
 /// Refuses a tree whose paths would meet those of an earlier one, or a component that is no tree.
 fn check_overlap(run: &Run, source: &Source) -> anyhow::Result<()> {
     for earlier in &run.sources {
@@ -149,8 +130,10 @@ fn check_overlap(run: &Run, source: &Source) -> anyhow::Result<()> {
             }
             continue;
         }
-        for (mine, theirs) in
-            areas(source).iter().flat_map(|mine| areas(earlier).into_iter().map(move |t| (mine, t)))
+        for (mine, theirs) in source
+            .areas()
+            .iter()
+            .flat_map(|mine| earlier.areas().into_iter().map(move |t| (mine, t)))
         {
             if is_within(mine, &theirs) || is_within(&theirs, mine) {
                 return Err(Failure::new(
@@ -327,14 +310,8 @@ fn close(trailer: &mut Trailer, component: &str, left_out: LeftOut) -> anyhow::R
         }),
     }
     trailer.set_components(&components);
-    let mut all = trailer.left_out()?;
-    all.merge(left_out);
-    trailer.set("left_out", json!(all));
-    let exit = trailer.exit()?.worse(mine);
-    let mut run = trailer.run()?;
-    run.code = exit.code();
-    trailer.set_run(&run);
-    Ok(exit)
+    trailer.leave_out(left_out)?;
+    Ok(trailer.worsen(mine)?)
 }
 
 #[cfg(test)]

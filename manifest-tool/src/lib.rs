@@ -25,6 +25,7 @@ pub mod ls;
 pub mod manifest;
 pub mod path;
 pub mod progress;
+pub mod run;
 pub mod scan;
 pub mod schedule;
 pub mod select;

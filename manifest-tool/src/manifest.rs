@@ -10,7 +10,11 @@ use serde_json::{Map, Value, json};
 
 use crate::digest::Digest;
 use crate::exit::Exit;
+use crate::left_out::LeftOut;
 use crate::path::{BadPath, RelPath};
+pub use crate::run::{
+    EndRun, HostPath, ParentFile, Proof, Pushed, Run, Source, SourceKind, is_within,
+};
 use crate::stream::Error;
 use crate::time::Time;
 
@@ -124,85 +128,6 @@ impl Backup {
                 self.timestamp.escape_debug()
             ))
         })
-    }
-}
-
-/// Facts of this run that later steps need before the first entry; never stored.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Run {
-    /// Where the parent's manifest is to be read.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub parent: Option<ParentFile>,
-    /// Where the entries' bytes are on this host.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub sources: Vec<Source>,
-    /// Where this manifest lies at the destination: the folder and file below its root.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub place: Option<String>,
-    /// The id in the destination's marker.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub destination: Option<String>,
-    /// Fields that this version does not know.
-    #[serde(flatten)]
-    pub extra: Map<String, Value>,
-}
-
-/// The parent's manifest on this host, as `bk-push manifest` printed it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ParentFile {
-    /// Absolute path of the file.
-    pub file: String,
-}
-
-/// A place on this host that entries come from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Source {
-    /// The component.
-    pub component: String,
-    /// What it is.
-    pub kind: SourceKind,
-    /// Absolute path of the folder, as [`HostPath`] writes it.
-    pub root: HostPath,
-    /// What stands before the paths below the root; empty for none.
-    #[serde(default)]
-    pub prefix: HostPath,
-    /// The paths below the root that were asked for; none: all of it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub paths: Vec<HostPath>,
-}
-
-/// How a source's entries came about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SourceKind {
-    /// A walked tree: stays where it is.
-    Tree,
-    /// Files that a dump step made for this run: push removes them once stored.
-    Stage,
-}
-
-/// Bytes of a path of this host inside JSON: text, or `base64:` and the bytes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct HostPath(pub Vec<u8>);
-
-impl Serialize for HostPath {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match crate::path::plain_text(&self.0) {
-            Some(text) if !text.starts_with("base64:") => serializer.serialize_str(text),
-            _ => serializer.serialize_str(&format!("base64:{}", crate::path::to_base64(&self.0))),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for HostPath {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        match text.strip_prefix("base64:") {
-            None => Ok(HostPath(text.into_bytes())),
-            Some(code) => crate::path::from_base64(code)
-                .map(HostPath)
-                .ok_or_else(|| serde::de::Error::custom("path that is no base64")),
-        }
     }
 }
 
@@ -431,7 +356,7 @@ impl Trailer {
     ///
     /// # Errors
     /// If the member is malformed.
-    pub fn left_out(&self) -> Result<crate::left_out::LeftOut, Error> {
+    pub fn left_out(&self) -> Result<LeftOut, Error> {
         self.members.view("left_out")
     }
 
@@ -475,6 +400,29 @@ impl Trailer {
         }
     }
 
+    /// Has the document carry the worse of its code and this step's own; returns it.
+    ///
+    /// # Errors
+    /// As [`Trailer::exit`].
+    pub fn worsen(&mut self, mine: Exit) -> Result<Exit, Error> {
+        let exit = self.exit()?.worse(mine);
+        let mut run = self.run()?;
+        run.code = exit.code();
+        self.set_run(&run);
+        Ok(exit)
+    }
+
+    /// Adds what a step left out.
+    ///
+    /// # Errors
+    /// If the member is malformed.
+    pub fn leave_out(&mut self, left_out: LeftOut) -> Result<(), Error> {
+        let mut all = self.left_out()?;
+        all.merge(left_out);
+        self.set("left_out", json!(all));
+        Ok(())
+    }
+
     /// The trailer as it is stored: without what is true of this run only.
     #[must_use]
     pub fn stored(&self) -> Trailer {
@@ -485,53 +433,6 @@ impl Trailer {
         }
         stored
     }
-}
-
-/// What is known only at a run's end; never stored.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct EndRun {
-    /// The worst exit code so far: 0 or 3.
-    #[serde(default)]
-    pub code: u8,
-    /// What push stored.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pushed: Option<Pushed>,
-    /// What verify found.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub proofs: Vec<Proof>,
-    /// Fields that this version does not know.
-    #[serde(flatten)]
-    pub extra: Map<String, Value>,
-}
-
-/// What a push of this run stored.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pushed {
-    /// The backup's id: proof that the commit was made by this run.
-    pub id: String,
-    /// Objects that it stored, all in the backup's own folder.
-    pub objects: u64,
-    /// Their bytes as stored.
-    pub stored: u64,
-    /// Bytes of content that were read and stored.
-    pub read: u64,
-    /// Bytes of content that were already at the destination.
-    pub inherited: u64,
-}
-
-/// What a verify proved.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Proof {
-    /// The manifest that it is about.
-    pub total_checksum: Digest,
-    /// `present`, `stored`, `content` or `restored`.
-    pub level: String,
-    /// `all`; `own` for what this run stored; `selected` for a part, which is proof of nothing else.
-    pub scope: String,
-    /// When.
-    pub time: Time,
-    /// Where.
-    pub host: String,
 }
 
 /// Whether a text can name a backup or a component: what is safe in a file name, a URL and a shell.

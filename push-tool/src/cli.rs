@@ -9,12 +9,12 @@ use anyhow::Context;
 use bk_manifest::exit::{ClosedPipe, Exit, Failure, fail};
 use bk_manifest::manifest::{Application, Header, Trailer};
 use bk_manifest::progress::Progress;
+use bk_manifest::select::Selection;
 use bk_manifest::shell::{Console, EXIT_CODES_HELP, Verbosity};
 use bk_manifest::spool::Document;
 use bk_manifest::stream::{Format, Reader, Writer};
 use bk_manifest::time::Time;
 use clap::{Parser, Subcommand, ValueEnum};
-use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
 use crate::catalog::{BackupInfo, Catalog};
 use crate::destination::Created;
@@ -124,9 +124,12 @@ struct FetchArgs {
     /// Folder to restore into; empty or new
     #[arg(long, value_name = "DIR")]
     target: PathBuf,
-    /// Restore only paths that match (can be repeated); `*` stays within a folder, `**` does not
+    /// Restore only paths that match, and what is below them (can be repeated)
     #[arg(long, value_name = "GLOB")]
     path: Vec<String>,
+    /// Restore only this component (can be repeated)
+    #[arg(long, value_name = "NAME")]
+    component: Vec<String>,
     /// Go on with a fetch of the same backup that was stopped
     #[arg(long, conflicts_with = "into")]
     resume: bool,
@@ -304,7 +307,7 @@ fn none(console: &Console, app: Option<&str>) -> anyhow::Result<Exit> {
 fn run_fetch(args: &FetchArgs, console: &Console) -> anyhow::Result<Exit> {
     let options = fetch::Options {
         target: args.target.clone(),
-        paths: globs(&args.path)?,
+        selection: Selection::new(&args.path, &args.component)?,
         occupied: match (args.resume, args.into) {
             (true, _) => Occupied::Resume,
             (_, true) => Occupied::Into,
@@ -319,21 +322,6 @@ fn run_fetch(args: &FetchArgs, console: &Console) -> anyhow::Result<Exit> {
     let exit = fetch::fetch(&mut document, &store, &options, console)?;
     document.write(console.output(), Format::Json)?;
     Ok(exit)
-}
-
-/// Patterns of paths; none for all.
-fn globs(patterns: &[String]) -> anyhow::Result<Option<GlobSet>> {
-    if patterns.is_empty() {
-        return Ok(None);
-    }
-    let mut globs = GlobSetBuilder::new();
-    for pattern in patterns {
-        let glob = GlobBuilder::new(pattern).literal_separator(true).build().map_err(|error| {
-            fail(Exit::Usage, format!("malformed pattern '{pattern}': {}", error.kind()))
-        })?;
-        globs.add(glob);
-    }
-    Ok(Some(globs.build()?))
 }
 
 #[cfg(test)]

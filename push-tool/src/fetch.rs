@@ -14,9 +14,9 @@ use bk_manifest::manifest::HostPath;
 use bk_manifest::path::{OWN_FOLDER, RelPath};
 use bk_manifest::progress::{Progress, human_bytes};
 use bk_manifest::scan::{self, FETCH_MARKER, REPLACED_PREFIX};
+use bk_manifest::select::Selection;
 use bk_manifest::spool::Document;
 use bk_manifest::time::Time;
-use globset::GlobSet;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -44,18 +44,12 @@ pub enum Occupied {
 pub struct Options {
     /// The folder.
     pub target: PathBuf,
-    /// The paths; `None` for all of them.
-    pub paths: Option<GlobSet>,
+    /// Which entries.
+    pub selection: Selection,
     /// What to do if the folder is not empty.
     pub occupied: Occupied,
     /// The time, for the name of what is put aside.
     pub now: Time,
-}
-
-impl Options {
-    fn selects(&self, path: &RelPath) -> bool {
-        self.paths.as_ref().is_none_or(|paths| paths.is_match(path.as_path()))
-    }
 }
 
 /// What fetch leaves in the target: which backup it is, and whether all of it is there.
@@ -82,7 +76,7 @@ pub fn fetch(
     let (mut files, mut bytes, mut others) = (0u64, 0u64, 0u64);
     for entry in document.entries.iter() {
         let entry = entry?;
-        if options.selects(&entry.path) {
+        if options.selection.matches(&entry) {
             if has_content(&entry, options) {
                 files += 1;
                 bytes += entry.size.unwrap_or(0);
@@ -91,7 +85,7 @@ pub fn fetch(
             }
         }
     }
-    if files + others == 0 && options.paths.is_some() {
+    if files + others == 0 && !options.selection.is_all() {
         return Err(fail(Exit::NotFound, "no path of the backup matches"));
     }
     let marker = FetchMarker {
@@ -113,7 +107,7 @@ pub fn fetch(
     for place in document.entries.places() {
         bk_manifest::signal::check()?;
         let (place, entry) = place?;
-        if !options.selects(&entry.path) {
+        if !options.selection.matches(&entry) {
             continue;
         }
         if entry.kind == Kind::Directory {
@@ -163,7 +157,10 @@ fn find(document: &Document, store: &Store, progress: &dyn Progress) -> anyhow::
 fn has_content(entry: &Entry, options: &Options) -> bool {
     match &entry.kind {
         Kind::File => true,
-        Kind::Hardlink(first) => !options.selects(first),
+        Kind::Hardlink(first) => {
+            let first = Entry { component: entry.component.clone(), ..Entry::new(first.clone()) };
+            !options.selection.matches(&first)
+        }
         _ => false,
     }
 }
@@ -290,7 +287,7 @@ fn finish(
     for entry in document.entries.iter() {
         bk_manifest::signal::check()?;
         let entry = entry?;
-        if !options.selects(&entry.path) {
+        if !options.selection.matches(&entry) {
             continue;
         }
         while let Some(folder) = open.pop_if(|folder| entry.path.below(&folder.path).is_none()) {
@@ -373,9 +370,5 @@ fn report(
     run.extra.insert("fetched".into(), json!(HostPath(path.as_os_str().as_bytes().to_vec())));
     document.header.set_run(&run);
     let mine = if lost.is_empty() { Exit::Done } else { Exit::Partial };
-    let exit = document.trailer.exit()?.worse(mine);
-    let mut end_run = document.trailer.run()?;
-    end_run.code = exit.code();
-    document.trailer.set_run(&end_run);
-    Ok(exit)
+    Ok(document.trailer.worsen(mine)?)
 }

@@ -12,7 +12,7 @@ use bk_manifest::digest::Digest;
 use bk_manifest::entry::Entry;
 use bk_manifest::exit::{Exit, fail};
 use bk_manifest::left_out::Reason;
-use bk_manifest::manifest::{Run, Source, SourceKind};
+use bk_manifest::manifest::{Run, Source, SourceKind, is_within};
 use bk_manifest::path::RelPath;
 use bk_manifest::progress::Progress;
 use bk_manifest::spool::Entries;
@@ -102,11 +102,6 @@ impl Sources {
     }
 }
 
-fn is_within(path: &[u8], area: &[u8]) -> bool {
-    area.is_empty()
-        || path.strip_prefix(area).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
-}
-
 impl OpenSource {
     fn open(source: &Source) -> anyhow::Result<Self> {
         use std::os::unix::ffi::OsStrExt;
@@ -124,16 +119,7 @@ impl OpenSource {
                 .map_err(io::Error::from)
                 .with_context(|| format!("cannot lock the stage '{}'", path.display()))?;
         }
-        let prefix = &source.prefix.0;
-        let areas = if source.paths.is_empty() {
-            vec![prefix.clone()]
-        } else {
-            let join = |path: &[u8]| {
-                if prefix.is_empty() { path.to_vec() } else { [prefix, &b"/"[..], path].concat() }
-            };
-            source.paths.iter().map(|path| join(&path.0)).collect()
-        };
-        Ok(OpenSource { source: source.clone(), root, areas })
+        Ok(OpenSource { source: source.clone(), root, areas: source.areas() })
     }
 }
 

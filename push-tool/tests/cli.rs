@@ -2,6 +2,7 @@
 
 use std::process::{Command, Output, Stdio};
 
+#[expect(clippy::unwrap_used, reason = "a helper of tests")]
 fn bk_push(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_bk-push"))
         .args(args)
@@ -13,6 +14,7 @@ fn bk_push(args: &[&str]) -> Output {
 }
 
 #[track_caller]
+#[expect(clippy::unwrap_used, reason = "a helper of tests")]
 fn assert_ended(args: &[&str], code: i32, says: &str) {
     let output = bk_push(args);
     let stderr = String::from_utf8(output.stderr).unwrap();

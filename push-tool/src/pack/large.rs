@@ -1,0 +1,167 @@
+//! Large files: streamed frame by frame, hashed while they are compressed.
+
+use std::io::{self, Read};
+
+use bk_manifest::beneath::Cursor;
+use bk_manifest::digest::{Digest, Hasher};
+use bk_manifest::entry::{At, Entry};
+use bk_manifest::left_out::Reason;
+use rayon::iter::ParallelIterator;
+use rayon::slice::ParallelSlice;
+
+use super::{Packer, locate};
+use crate::source::{NotTaken, OpenFile, hash};
+use crate::volume::{self, FRAME_BYTES};
+
+impl Packer<'_> {
+    /// Stores a file that is streamed.
+    pub(super) fn large(&mut self, mut entry: Entry) -> anyhow::Result<()> {
+        let sources = self.tools.sources;
+        let located = locate(sources, &entry)?;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let open = match OpenFile::open(&located, &mut Cursor::new(located.root)) {
+                Ok(open) => open,
+                Err(why) => {
+                    self.leave_out(&entry, &why);
+                    return Ok(());
+                }
+            };
+            open.describe(&mut entry);
+            if self.known.may_know_size(open.size())? {
+                let (digest, size) = hash(&open.file)?;
+                if open.is_unchanged()?
+                    && let Some(at) = self.find_known(&digest, size, &entry)?
+                {
+                    entry.set_content(digest, size);
+                    entry.at = Some(at);
+                    self.totals.inherited += size;
+                    self.tools.progress.advance(size, 1);
+                    self.out.push(&entry)?;
+                    return Ok(());
+                }
+            }
+            let streamed = self.stream(&open, &entry)?;
+            let is_unchanged = streamed.error.is_none() && open.is_unchanged().unwrap_or(false);
+            if !is_unchanged && tries == 1 {
+                continue;
+            }
+            if let Some(error) = streamed.error {
+                let is_short = error.kind() == io::ErrorKind::UnexpectedEof;
+                let reason = if is_short { Reason::ChangedWhileRead } else { Reason::Unreadable };
+                self.leave_out(&entry, &NotTaken { reason, error });
+                return Ok(());
+            }
+            if !is_unchanged {
+                self.report_changed(&entry);
+            }
+            entry.set_content(streamed.digest, open.size());
+            entry.at = Some(streamed.at);
+            self.totals.stored += open.size();
+            if let Some(volume) = &mut self.volume {
+                volume.entries.push(&entry)?;
+                volume.count += 1;
+            }
+            self.known.add(&entry)?;
+            self.out.push(&entry)?;
+            self.tools.progress.advance(0, 1);
+            return self.close_full_volume();
+        }
+    }
+
+    /// Streams a member into the volume. Whatever happens to the file, the tar stays a tar: what is
+    /// missing of the announced size is filled with zeros, and no entry refers to them.
+    fn stream(&mut self, open: &OpenFile, entry: &Entry) -> anyhow::Result<Streamed> {
+        let size = open.size();
+        let header = volume::header(entry, size)?;
+        let volume = self.open_volume()?;
+        let (object, offset) = (volume.object.clone(), volume.offset);
+        let skip = header.len() as u64;
+        let chunk_bytes = FRAME_BYTES * rayon::current_num_threads().clamp(2, 16);
+        let mut hasher = Hasher::default();
+        let mut source = Remaining { file: &open.file, left: size, error: None };
+        let (mut chunk, mut start) = (header, skip);
+        source.read(&mut chunk, chunk_bytes);
+        loop {
+            bk_manifest::signal::check()?;
+            if source.left == 0 {
+                chunk.resize(chunk.len() + volume::padding(size), 0);
+            }
+            let is_last = source.left == 0;
+            let content_end =
+                if is_last { chunk.len() - volume::padding(size) } else { chunk.len() };
+            let content = &chunk[usize::try_from(start)?..content_end];
+            let (next, ((), frames)) = rayon::join(
+                || {
+                    let mut next = Vec::new();
+                    source.read(&mut next, chunk_bytes);
+                    next
+                },
+                || {
+                    rayon::join(
+                        || hasher.update(content),
+                        || {
+                            chunk
+                                .par_chunks(FRAME_BYTES)
+                                .map(volume::frame)
+                                .collect::<io::Result<Vec<_>>>()
+                        },
+                    )
+                },
+            );
+            for frame in frames? {
+                self.write_frame(frame)?;
+            }
+            self.tools.progress.advance(content.len() as u64, 0);
+            if is_last {
+                break;
+            }
+            (chunk, start) = (next, 0);
+        }
+        let length = self.open_volume()?.offset - offset;
+        let at = At {
+            object,
+            offset: Some(offset),
+            length: Some(length),
+            skip: Some(skip),
+            ..At::default()
+        };
+        Ok(Streamed { at, digest: hasher.finish().0, error: source.error })
+    }
+}
+
+/// What streaming a large file gave.
+struct Streamed {
+    at: At,
+    digest: Digest,
+    /// Why not all of the announced bytes could be read.
+    error: Option<io::Error>,
+}
+
+/// The announced bytes of a file; after an error they are zeros.
+struct Remaining<'a> {
+    file: &'a std::fs::File,
+    left: u64,
+    error: Option<io::Error>,
+}
+
+impl Remaining<'_> {
+    /// Appends up to `length` bytes to `chunk`, fewer only at the announced end.
+    fn read(&mut self, chunk: &mut Vec<u8>, length: usize) {
+        let due = usize::try_from(self.left.min(length as u64)).unwrap_or(length);
+        let filled = chunk.len() + due;
+        if self.error.is_none() {
+            match self.file.take(due as u64).read_to_end(chunk) {
+                Ok(_) if chunk.len() < filled => {
+                    self.error =
+                        Some(io::Error::new(io::ErrorKind::UnexpectedEof, "became shorter"));
+                }
+                Ok(_) => {}
+                Err(error) => self.error = Some(error),
+            }
+        }
+        chunk.resize(filled, 0);
+        self.left -= due as u64;
+    }
+}
