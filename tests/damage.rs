@@ -93,15 +93,31 @@ fn a_manifest_that_was_cut_or_altered_is_refused_by_every_step() {
     let mut altered = document.clone();
     let place = document.windows(10).position(|window| window == b"\"size\":419").unwrap();
     altered[place + 9] = b'8';
-    for bad in [cut, &altered[..], b"", b"{}", b"not a manifest"] {
-        for step in [
-            &["bk-push", "--to", "other"][..],
-            &["bk-push", "fetch", "--from", "dest", "--target", "back"],
-            &["bk-verify", "--from", "dest"],
-            &["bk-prune", "--from", "dest", "--keep-last", "1"],
-            &["bk-manifest", "add", "--root", "src"],
-            &["bk-dump", "archive", "--name", "config", "src/small"],
-        ] {
+    let new = sandbox.run("bk-manifest", &["new", "--app", "app"], b"").ok().stdout;
+    let new_cut = &new[..new.len() - 2];
+    let new_altered = String::from_utf8(new.clone()).unwrap().replace("\"app\"", "\"apq\"");
+    let stored_steps: [&[&str]; 4] = [
+        &["bk-push", "--to", "other"],
+        &["bk-push", "fetch", "--from", "dest", "--target", "back"],
+        &["bk-verify", "--from", "dest"],
+        &["bk-prune", "--from", "dest", "--keep-last", "1"],
+    ];
+    let first_steps: [&[&str]; 2] = [
+        &["bk-manifest", "add", "--root", "src"],
+        &["bk-dump", "archive", "--name", "config", "src/small"],
+    ];
+    let nonsense: [&[u8]; 3] = [b"", b"{}", b"not a manifest"];
+    for (steps, documents) in [
+        (&stored_steps[..], [cut, &altered[..]]),
+        (&first_steps[..], [new_cut, new_altered.as_bytes()]),
+    ] {
+        for (step, bad) in steps
+            .iter()
+            .flat_map(|step| documents.iter().chain(&nonsense).map(move |bad| (step, bad)))
+        {
+            // A push that was refused has stored files, which the next one of that id would meet.
+            fs::remove_dir_all(sandbox.path("other")).unwrap();
+            sandbox.init("other", "24h");
             let ended = sandbox.run(step[0], &step[1..], bad);
             assert_eq!(ended.code, 21, "{step:?}: {}", ended.stderr);
             let errors = ended.stderr.lines().filter(|line| line.contains("error: ")).count();

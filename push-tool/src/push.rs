@@ -61,9 +61,9 @@ pub fn push(
     let lock =
         destination.lock(&format!("bk-push {} from {host}, since {}", backup.id, Time::now()))?;
     if destination.list(&folder)?.next().is_some() {
-        let message = format!("a backup '{}' is at the destination already", backup.id);
+        let message = format!("this manifest was pushed before: '{folder}' is there already");
         return Err(Failure::new(Exit::Failed, message)
-            .hint("make a new manifest: bk-manifest new")
+            .hint("begin again with bk-manifest new; what that push stored is used")
             .into());
     }
     let mut base = Base::default();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use bk_manifest::digest::HashWriter;
 use bk_manifest::entry::Entry;
+use bk_manifest::exit::{Exit, Failure};
 use bk_manifest::manifest::ObjectRecord;
 use bk_manifest::spool::Spool;
 
@@ -116,7 +117,10 @@ impl<'a> PartialWriter<'a> {
     fn piece(&mut self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
         let name = place::join(&self.folder, name);
         if self.destination.create(&name, bytes)? == Created::Taken {
-            anyhow::bail!("'{name}' is there already: does another push use this backup's id?");
+            let message = format!("'{name}' is there already: this manifest was pushed before");
+            return Err(Failure::new(Exit::Failed, message)
+                .hint("begin again with bk-manifest new; what that push stored is used")
+                .into());
         }
         self.pieces.push(name);
         self.renewed = Instant::now();
