@@ -1,0 +1,63 @@
+# shellcheck shell=bash
+# What backup.sh and restore.sh share: settings, the services to stop, the ways out. It is sourced.
+# shellcheck disable=SC2034 # what is set here is used there
+set -Eeuo pipefail
+shopt -s inherit_errexit
+export LC_ALL=C
+umask 077
+
+self=${0##*/} work='' beside='' stopped=() state=''
+
+# Ends with 2: nothing was touched. $1: why.
+fail() {
+  printf '%s: error: %s\n' "${self}" "$1" >&2
+  exit 2
+}
+
+# Exports the known settings and makes the temporary folder. Arguments: those of bk-manifest settings.
+begin() {
+  local settings=()
+  PATH=${BK_BIN_DIR:+${BK_BIN_DIR}:}${PATH}
+  trap finish EXIT
+  trap 'exit 129' HUP
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  command -v bk-manifest >/dev/null || fail 'bk-manifest is not on PATH; BK_BIN_DIR can name its folder'
+  # shellcheck disable=SC2312 # the next line sees it
+  mapfile -d '' -t settings < <(bk-manifest settings "$@")
+  wait "$!"
+  export -- "${settings[@]}"
+  work=$(mktemp -d)
+}
+
+# Stops BACKUP_STOP_SERVICES, if there are any; `finish` starts them again.
+stop_services() {
+  local services=()
+  read -ra services <<<"${BACKUP_STOP_SERVICES:-}"
+  if ((${#services[@]})); then
+    stopped=("${services[@]}") # first: a stop that fails may have stopped some
+    if ! docker compose stop "${stopped[@]}" >"${work}/compose.log" 2>&1; then
+      cat -- "${work}/compose.log" >&2
+      printf '%s: error: cannot stop %s\n' "${self}" "${stopped[*]}" >&2
+      exit 1
+    fi
+  fi
+}
+
+# On every way out: services start again, the temporary folder goes, a failure is said.
+finish() {
+  local code=$?
+  trap '' HUP INT TERM
+  if ((${#stopped[@]})) && ! docker compose start "${stopped[@]}" >"${work}/compose.log" 2>&1; then
+    cat -- "${work}/compose.log" >&2
+    printf '%s: error: could not start again: %s\n' "${self}" "${stopped[*]}" >&2
+    [[ ${code} != [03] ]] || code=1
+  fi
+  [[ ${code}:${state} != 2:THE* ]] || code=1 # 2 would say that nothing was touched
+  [[ -z ${work}${beside} ]] || rm -rf -- ${work:+"${work}"} ${beside:+"${beside}"}
+  if [[ ${code} != [03] ]]; then
+    printf '%s: failed with exit code %s\n' "${self}" "${code}" >&2
+    [[ -z ${state} ]] || printf '%s: %s\n' "${self}" "${state}" >&2
+  fi
+  exit "${code}"
+}

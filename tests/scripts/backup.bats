@@ -1,0 +1,239 @@
+#!/usr/bin/env bats
+# The order of backup.sh, and its exit codes, with fake tools.
+# shellcheck disable=SC2154,SC2312 # set by bats and `run`; a test fails by what it asserts
+# shellcheck disable=SC2016,SC2164 # for the fakes to expand; bats stops at a failure
+
+load common
+
+setup() {
+  fake_tools
+  backup=${BATS_TEST_DIRNAME}/../../scripts/backup.sh
+  cat >"${FAKE}/settings" <<END
+BACKUP_APP=app
+BACKUP_ENABLED=true
+BACKUP_INCLUDE_DATABASE=true
+BACKUP_INCLUDE_ARCHIVED=true
+BACKUP_INCREMENTAL=true
+BACKUP_DESTINATION_PATH=/dest
+BACKUP_POSTGRES=compose:db/app
+BACKUP_SQLITE=/srv/app/files/app.db
+BACKUP_CONFIG_FILES=.env:secrets
+BACKUP_ROOT=/srv/app/files
+BACKUP_TREES=events:two words
+BACKUP_EXCLUDE=*.tmp
+BACKUP_KEEP_LAST=3
+END
+  cat >"${FAKE}/show" <<END
+backup       backup-20260428-022150-a1b2c3d4 (incremental)
+application  app
+entries      12 files, 3.4 MiB
+objects      2 in this backup, 1.2 MiB; 1 in 1 earlier, 2.2 MiB
+END
+}
+
+# Steps of the pipe by the names of their fakes, in order.
+steps=(bk-manifest-new bk-dump-postgres bk-dump-sqlite bk-dump-archive bk-manifest-add bk-push bk-verify bk-prune)
+
+@test "a run is one line, and the steps are in order" {
+  run --separate-stderr -0 "${backup}"
+  [[ ${output} == 'backup.sh: ok backup-20260428-022150-a1b2c3d4 (incremental): 12 files, 3.4 MiB; stored 1.2 MiB; kept 3, marked 0, removed 1, freed 2 KiB' ]]
+  [[ -z ${stderr} ]]
+  # The steps of the pipe start at once, so only what is around it has an order.
+  [[ $(calls | sed -n '1,2p;$p' | paste -sd,) == 'bk-manifest settings,bk-push manifest,bk-manifest show' ]]
+  run -0 sed 's/ -.*//' "${FAKE}/calls"
+  [[ $(calls | sort | paste -sd,) == 'bk-dump archive,bk-dump postgres,bk-dump sqlite,bk-manifest add,bk-manifest new,bk-manifest settings,bk-manifest show,bk-prune --from,bk-push --to,bk-push manifest,bk-verify --from' ]]
+}
+
+@test "the settings reach the steps" {
+  run -0 "${backup}" --env-file /srv/app/app.env
+  run -0 cat "${FAKE}/calls"
+  [[ ${output} == *'bk-manifest settings --env-file /srv/app/app.env --require BACKUP_APP --require BACKUP_DESTINATION_PATH'* ]]
+  [[ ${output} == *'bk-push manifest latest --from /dest --or-none'* ]]
+  [[ ${output} == *'bk-dump postgres --via compose:db --database app'* ]]
+  [[ ${output} == *'bk-dump sqlite --name sqlite-database -- /srv/app/files/app.db'* ]]
+  [[ ${output} == *'bk-dump archive --name config --root /srv/app -- .env secrets'* ]]
+  [[ ${output} == *'bk-manifest add --root /srv/app/files --exclude=*.tmp --exclude=/app.db --exclude=/app.db-wal --exclude=/app.db-shm --exclude=/app.db-journal -- events two words'* ]]
+  [[ ${output} == *'bk-push --to /dest'* ]]
+  [[ ${output} != *'--full'* ]]
+}
+
+@test "a database by URL, larger files, no archived events, no increments" {
+  {
+    sed '/POSTGRES\|SQLITE\|INCLUDE_ARCHIVED\|INCREMENTAL\|EXCLUDE/d' "${FAKE}/settings"
+    printf 'BACKUP_POSTGRES=url:APP_URL\nBACKUP_INCLUDE_ARCHIVED=false\nBACKUP_MAX_FILE_SIZE_MB=50\nBACKUP_INCREMENTAL=false\n'
+  } >"${FAKE}/more"
+  mv "${FAKE}/more" "${FAKE}/settings"
+  run -0 "${backup}"
+  run -0 cat "${FAKE}/calls"
+  [[ ${output} == *'bk-dump postgres --url-env APP_URL'* ]]
+  [[ ${output} != *'bk-dump sqlite'* ]]
+  [[ ${output} == *'--exclude=/events/archived --max-file-size 50M'* ]]
+  [[ ${output} == *'bk-push --to /dest --full'* ]]
+}
+
+@test "steps that no setting asks for are left out" {
+  printf 'BACKUP_APP=app\nBACKUP_DESTINATION_PATH=/dest\nBACKUP_ROOT=/srv\n' >"${FAKE}/settings"
+  run --separate-stderr -0 "${backup}"
+  [[ ${output} == *'stored 1.2 MiB' ]]
+  [[ $(calls | sort | paste -sd,) == 'bk-manifest add,bk-manifest new,bk-manifest settings,bk-manifest show,bk-push --to,bk-push manifest,bk-verify --from' ]]
+}
+
+@test "an empty retention setting is none" {
+  sed -i '/KEEP_LAST/d' "${FAKE}/settings"
+  BACKUP_RETENTION_DAILY='' run -0 "${backup}"
+  run ! grep bk-prune "${FAKE}/calls"
+}
+
+@test "without databases none is dumped" {
+  sed -i 's/INCLUDE_DATABASE=true/INCLUDE_DATABASE=false/' "${FAKE}/settings"
+  run -0 "${backup}"
+  run ! grep -E 'bk-dump (postgres|sqlite)' "${FAKE}/calls"
+}
+
+@test "settings that say nothing to back up end with 2" {
+  printf 'BACKUP_APP=app\nBACKUP_DESTINATION_PATH=/dest\n' >"${FAKE}/settings"
+  run -2 "${backup}"
+  [[ $(calls) == 'bk-manifest settings' ]]
+}
+
+@test "the code of each step that fails is the script's, not that of those who saw a cut document" {
+  local step code
+  for step in "${steps[@]}"; do
+    for code in 1 2 10 11 12 13 20 21 22 130 137 143; do
+      echo "${code}" >"${FAKE}/codes/${step}"
+      run "${backup}"
+      echo "${step} with ${code}: ${status}: ${output}"
+      [[ ${status} == "${code}" && ${output} == *" ended with ${code}; "* ]]
+    done
+    rm "${FAKE}/codes/${step}"
+  done
+}
+
+@test "a step that fails before it reads wins over those whose reader has gone" {
+  local step code
+  for step in bk-push bk-verify bk-prune; do
+    for code in 2 10 11 22; do
+      echo "early ${code}" >"${FAKE}/codes/${step}"
+      # What the real tools end with when nobody reads their document.
+      echo 1 | tee "${FAKE}/codes/bk-manifest-new" "${FAKE}/codes/bk-manifest-add" >/dev/null
+      run "${backup}"
+      echo "${step} with ${code}: ${status}: ${output}"
+      [[ ${status} == "${code}" && ${output} == *"${step} ended with ${code}; "* ]]
+    done
+    rm "${FAKE}/codes/"*
+  done
+}
+
+@test "3 is done with warnings, whichever step says so" {
+  local step
+  for step in "${steps[@]}"; do
+    echo 3 >"${FAKE}/codes/${step}"
+    run --separate-stderr -3 "${backup}"
+    [[ ${output} == 'backup.sh: done with warnings backup-'* ]]
+    [[ -z ${stderr} ]]
+    rm "${FAKE}/codes/${step}"
+  done
+}
+
+@test "a failure after a 3 is a failure" {
+  echo 3 >"${FAKE}/codes/bk-manifest-add"
+  echo 20 >"${FAKE}/codes/bk-verify"
+  run -20 "${backup}"
+  [[ ${output} == *'bk-verify ended with 20; the backup was stored, but not all that follows was done'* ]]
+}
+
+@test "malformed settings end with 2 before anything" {
+  echo 2 >"${FAKE}/codes/bk-manifest-settings"
+  run -2 "${backup}"
+  [[ $(calls) == 'bk-manifest settings' ]]
+}
+
+@test "unknown options and a missing value end with 2 before anything" {
+  run -2 "${backup}" --nonsense
+  [[ ! -s ${FAKE}/calls ]]
+  echo 2 >"${FAKE}/codes/bk-manifest-settings"
+  run -2 "${backup}" --env-file
+}
+
+@test "a pause is said, and is no failure" {
+  sed -i 's/ENABLED=true/ENABLED=false/' "${FAKE}/settings"
+  run -0 "${backup}"
+  [[ ${output} == 'backup.sh: nothing done: BACKUP_ENABLED is false' ]]
+  [[ $(calls) == 'bk-manifest settings' ]]
+}
+
+@test "the first argument redirects the destination" {
+  sed -i '/DESTINATION_PATH/d' "${FAKE}/settings"
+  run -0 "${backup}" /elsewhere
+  grep 'bk-push --to /elsewhere' "${FAKE}/calls"
+  grep 'bk-prune --from /elsewhere' "${FAKE}/calls"
+}
+
+@test "services stop only when the destination is there, and start again at the end" {
+  echo 'BACKUP_STOP_SERVICES=api worker' >>"${FAKE}/settings"
+  echo 10 >"${FAKE}/codes/bk-push-manifest"
+  run -10 "${backup}"
+  run ! grep docker "${FAKE}/calls"
+  rm "${FAKE}/codes/bk-push-manifest"
+  : >"${FAKE}/calls"
+  run -0 "${backup}"
+  [[ $(sed -n '3p;$p' "${FAKE}/calls" | paste -sd,) == 'docker compose stop api worker,docker compose start api worker' ]]
+}
+
+@test "services start again after every failure" {
+  echo 'BACKUP_STOP_SERVICES=api' >>"${FAKE}/settings"
+  local step
+  for step in "${steps[@]}"; do
+    : >"${FAKE}/calls"
+    echo 1 >"${FAKE}/codes/${step}"
+    run -1 "${backup}"
+    [[ $(tail -n 1 "${FAKE}/calls") == 'docker compose start api' ]]
+    rm "${FAKE}/codes/${step}"
+  done
+}
+
+@test "a stop that fails is undone, and nothing is backed up" {
+  echo 'BACKUP_STOP_SERVICES=api' >>"${FAKE}/settings"
+  printf '#!/bin/bash\necho "docker $*" >>"${FAKE}/calls"\n[[ $2 != stop ]]\n' >"${FAKE}/bin/docker"
+  run -1 "${backup}"
+  [[ $(tail -n 2 "${FAKE}/calls" | paste -sd,) == 'docker compose stop api,docker compose start api' ]]
+}
+
+@test "services that do not start again are a failure" {
+  echo 'BACKUP_STOP_SERVICES=api' >>"${FAKE}/settings"
+  printf '#!/bin/bash\n[[ $2 != start ]] || { echo "no such service" >&2 && exit 1; }\n' >"${FAKE}/bin/docker"
+  run -1 "${backup}"
+  [[ ${output} == *'no such service'*'backup.sh: error: could not start again: api'* ]]
+}
+
+@test "services start again when the script is stopped" {
+  echo 'BACKUP_STOP_SERVICES=api' >>"${FAKE}/settings"
+  printf '#!/bin/bash\ntouch "${FAKE}/busy"; sleep 1; exit 1\n' >"${FAKE}/bin/bk-verify"
+  setsid "${backup}" >/dev/null 2>&1 3>&- &
+  local script=$!
+  until [[ -e ${FAKE}/busy ]]; do sleep 0.05; done
+  kill -TERM "${script}"
+  local code=0
+  wait "${script}" || code=$?
+  [[ ${code} == 143 ]]
+  [[ $(tail -n 1 "${FAKE}/calls") == 'docker compose start api' ]]
+}
+
+@test "no temporary folder is left" {
+  export TMPDIR=${BATS_TEST_TMPDIR}/tmp
+  mkdir "${TMPDIR}"
+  run -0 "${backup}"
+  echo 1 >"${FAKE}/codes/bk-push"
+  run -1 "${backup}"
+  [[ -z $(ls -A "${TMPDIR}") ]]
+}
+
+@test "tools that are not there are named" {
+  PATH=/usr/bin:/bin run -2 "${backup}"
+  [[ ${output} == *'bk-manifest is not on PATH; BK_BIN_DIR can name its folder'* ]]
+}
+
+@test "help says what the codes are" {
+  run -0 "${backup}" --help
+  [[ ${output} == *'usage: backup.sh [--env-file FILE] [--full] [DEST]'*'exit codes:'* ]]
+}

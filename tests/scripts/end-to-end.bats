@@ -1,0 +1,175 @@
+#!/usr/bin/env bats
+# The scripts with the real tools, on small applications.
+# shellcheck disable=SC2154,SC2312 # set by bats and `run`; a test fails by what it asserts
+# shellcheck disable=SC2016,SC2164 # for the fakes to expand; bats stops at a failure
+
+load common
+
+setup() {
+  real_tools
+  scripts=${BATS_TEST_DIRNAME}/../../scripts
+  cd "${BATS_TEST_TMPDIR}"
+  export XDG_STATE_HOME=${BATS_TEST_TMPDIR}/state
+  mkdir -p app/files/events app/secrets
+  printf 'one\n' >app/files/events/one
+  printf 'two\n' >app/files/two
+  printf 'key\n' >app/secrets/key
+  sqlite3 app/app.db 'CREATE TABLE t (a); INSERT INTO t VALUES (1), (2)'
+  bk-push init --to dest --grace 0s
+  printf 'BACKUP_%s\n' APP=app "DESTINATION_PATH=${PWD}/dest" "ROOT=${PWD}/app/files" "SQLITE=${PWD}/app/app.db" \
+    CONFIG_FILES=app.env:secrets >app/app.env
+  chmod 600 app/app.env
+}
+
+backup() { run --separate-stderr "${scripts}/backup.sh" --env-file app/app.env "$@"; }
+restore() { run --separate-stderr "${scripts}/restore.sh" --env-file app/app.env "$@"; }
+count_backups() { find dest -name manifest.json | wc -l; }
+
+@test "the demo ends well" {
+  run -0 "${scripts}/demo.sh"
+  [[ ${output} == *'all equal.' ]]
+}
+
+@test "a run under cron is one line" {
+  backup
+  [[ ${status} == 0 && -z ${stderr} && ${#lines[@]} == 1 && ${output} == 'backup.sh: ok backup-'*' (full): 4 files'* ]]
+  backup
+  [[ ${output} == *'(incremental)'*'; stored 0 B' ]]
+}
+
+@test "what was lost and what was changed comes back; what is replaced is put aside; strangers stay" {
+  backup
+  rm -r app/files/events
+  printf 'damaged\n' >app/files/two
+  printf 'new\n' >app/files/stranger
+  sqlite3 app/app.db 'DELETE FROM t'
+  restore latest --confirm app --secrets no
+  [[ ${status} == 0 ]]
+  [[ $(<app/files/events/one) == one && $(<app/files/two) == two && $(<app/files/stranger) == new ]]
+  [[ $(cat app/files/.bk-replaced-*/two) == damaged ]]
+  [[ $(sqlite3 app/app.db 'SELECT sum(a) FROM t') == 3 ]]
+  [[ $(sqlite3 app/app.db.before-* 'SELECT count(*) FROM t') == 0 ]]
+  [[ $(<app/secrets/key) == key ]]
+  # What a restore leaves is no part of the next backup.
+  backup
+  [[ ${status} == 0 && ${output} == *': 5 files, '* ]]
+}
+
+@test "secrets come back only when asked for, the env file only by force" {
+  backup
+  printf 'changed\n' >app/secrets/key
+  printf '# changed\n' >>app/app.env
+  restore latest --confirm app --secrets no
+  [[ ${status} == 0 && $(<app/secrets/key) == changed ]]
+  sleep 1 # what is put aside is named by the second
+  restore latest --confirm app --secrets yes
+  [[ ${status} == 0 && $(<app/secrets/key) == key && $(cat app/secrets/key.before-*) == changed ]]
+  [[ $(tail -n 1 app/app.env) == '# changed' ]]
+  rm app/secrets/key.before-*
+  sleep 1
+  restore latest --confirm app --secrets yes --force-config
+  [[ ${status} == 0 && $(tail -n 1 app/app.env) != '# changed' && $(tail -n 1 app/app.env.before-*) == '# changed' ]]
+  [[ $(stat -c %a app/app.env) == 600 ]]
+}
+
+@test "folders that are there keep their mode" {
+  chmod 751 app app/secrets
+  backup
+  restore latest --confirm app --secrets yes
+  [[ ${status} == 0 && $(stat -c %a app) == 751 && $(stat -c %a app/secrets) == 751 ]]
+}
+
+@test "an application that is gone altogether comes back on a bare host" {
+  backup
+  cp -p app/app.env here.env
+  rm -r app
+  run -0 "${scripts}/restore.sh" --env-file here.env latest --confirm app --secrets no
+  [[ $(<app/files/two) == two && $(sqlite3 app/app.db 'SELECT sum(a) FROM t') == 3 ]]
+}
+
+@test "--target fetches everything, and needs nothing but the destination" {
+  backup
+  run -0 env BACKUP_DESTINATION_PATH=dest "${scripts}/restore.sh" latest --target out
+  [[ $(<out/two) == two && -e out/.bk/database/app.db.zst && -e out/.bk/config/config.tar.zst ]]
+}
+
+@test "a database that fails makes no backup and costs none" {
+  backup
+  mv app/app.db app/moved.db
+  printf 'no database\n' >app/app.db
+  backup
+  [[ ${status} == 1 && ${stderr} == *'bk-dump sqlite ended with 1; no backup was made'* ]]
+  [[ $(count_backups) == 1 ]]
+  rm app/app.db
+  backup
+  [[ ${status} == 13 && $(count_backups) == 1 ]]
+  mv app/moved.db app/app.db
+  backup
+  [[ ${status} == 0 && $(count_backups) == 2 ]]
+}
+
+@test "a database among the files is dumped, not copied" {
+  mv app/app.db app/files/app.db
+  sed -i 's/^BACKUP_SQLITE=.*/BACKUP_SQLITE=app\/files\/app.db/' app/app.env
+  backup
+  [[ ${status} == 0 ]]
+  bk-push manifest latest --from dest --app app >manifest.json
+  run -0 bk-manifest ls manifest.json
+  [[ $'\n'${output} != *$'\napp.db'* && ${output} == *.bk/database/app.db.zst* ]]
+}
+
+@test "an unmounted destination is 10, and no folder appears" {
+  backup "${PWD}/unmounted"
+  [[ ${status} == 10 && ! -e unmounted ]]
+}
+
+@test "a malformed setting is 2 and named, and an env file is never executed" {
+  printf 'BACKUP_EXCLUDE=$(touch executed)\nBACKUP_KEEP_LAST=many\n' >>app/app.env
+  backup
+  [[ ${status} == 2 && ${stderr} == *'BACKUP_KEEP_LAST'* && $(count_backups) == 0 ]]
+  sed -i '/KEEP_LAST/d' app/app.env
+  backup
+  [[ ! -e executed ]]
+}
+
+@test "retention: what is kept stays whole" {
+  backup
+  printf 'three\n' >app/files/three
+  printf 'BACKUP_KEEP_LAST=1\n' >>app/app.env
+  backup
+  [[ ${status} == 0 && ${output} == *'kept 1, marked 0, removed 1'* && $(count_backups) == 1 ]]
+  rm -r app/files
+  restore latest --confirm app --secrets no
+  [[ ${status} == 0 && $(<app/files/two) == two && $(<app/files/three) == three ]]
+}
+
+@test "a damaged volume: nothing is replaced by it, and it is said" {
+  backup
+  volume=$(find dest -name 000001.tar.zst)
+  head -c 100 /dev/zero | dd of="${volume}" conv=notrunc status=none
+  printf 'mine\n' >app/files/two
+  restore latest --confirm app --secrets no
+  [[ ${status} == 3 && ${stderr} == *lost* && $(<app/files/two) == mine ]]
+}
+
+@test "a missing volume: nothing is touched" {
+  backup
+  find dest -name 000001.tar.zst -delete
+  restore latest --confirm app --secrets no
+  [[ ${status} == 20 && ${stderr} == *'nothing was replaced'* ]]
+  run ! compgen -G 'app/*.before-*'
+}
+
+@test "the checksum recipes of README give the checksums of a manifest" {
+  backup
+  manifest=$(find "${PWD}/dest" -name manifest.json)
+  cp "${manifest}" .
+  for member in files verification; do
+    case ${member} in
+      files) recipe=$(grep -m1 '^jq -cS .\.files\.manifest' "${BATS_TEST_DIRNAME}/../../README.md") key=.files.checksum ;;
+      *) recipe=$(grep -m1 "^jq -cS 'del(" "${BATS_TEST_DIRNAME}/../../README.md") key=.verification.total_checksum ;;
+    esac
+    run -0 bash -c "${recipe}"
+    [[ "sha256:${output%% *}" == "$(jq -r "${key}" manifest.json)" ]]
+  done
+}

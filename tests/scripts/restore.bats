@@ -1,0 +1,198 @@
+#!/usr/bin/env bats
+# The order of restore.sh, its questions and its exit codes, with fake tools.
+# shellcheck disable=SC2154,SC2312 # set by bats and `run`; a test fails by what it asserts
+# shellcheck disable=SC2016,SC2164 # for the fakes to expand; bats stops at a failure
+
+load common
+
+setup() {
+  fake_tools
+  restore=${BATS_TEST_DIRNAME}/../../scripts/restore.sh
+  srv=${BATS_TEST_TMPDIR}/srv
+  mkdir -p "${srv}/files"
+  cat >"${FAKE}/settings" <<END
+BACKUP_APP=app
+BACKUP_DESTINATION_PATH=/dest
+BACKUP_SQLITE=${srv}/app.db
+BACKUP_CONFIG_FILES=app.env:secrets
+BACKUP_ROOT=${srv}/files
+BACKUP_STOP_SERVICES=api worker
+END
+  cat >"${FAKE}/show" <<END
+backup       backup-20260428-022150-a1b2c3d4 (incremental)
+application  app 2.4.0
+entries      12 files, 3.4 MiB
+components   database         sqlite      complete          1 entries      130 B
+             config           archive     complete          1 entries      236 B
+             files            tree        partial          10 entries    3.4 MiB
+objects      2 in this backup, 1.2 MiB; 1 in 1 earlier, 2.2 MiB
+END
+}
+
+# Fails if anything but looking was done.
+nothing_was_touched() {
+  run ! grep -vE '^(bk-manifest (settings|show)|bk-push (list|manifest)|bk-verify --from /dest --level present)' "${FAKE}/calls"
+  [[ $(ls -A "${srv}") == files && -z $(ls -A "${srv}/files") ]]
+}
+
+# Has calls of one tool that match end with a code. $1: the tool, $2: a part of its arguments, $3: the code,
+# $4: the step.
+break_call() {
+  mkdir "${FAKE}/real" && mv "${FAKE}/bin/$1" "${FAKE}/real/$1"
+  printf '#!/bin/bash\n[[ $* != *%s* ]] || echo %s >"${FAKE}/codes/%s"\nexec "${FAKE}/real/%s" "$@"\n' "$2" "$3" "$4" "$1" >"${FAKE}/bin/$1"
+  chmod +x "${FAKE}/bin/$1"
+}
+
+# Runs restore.sh at a terminal. $1: what is typed there; the rest: arguments.
+at_terminal() {
+  local typed=$1
+  shift
+  run script -qec "$(printf '%q ' "${restore}" "$@")" /dev/null < <(printf '%b' "${typed}" && sleep 0.5)
+}
+
+@test "without an id it lists" {
+  run -0 "${restore}"
+  [[ $(calls | paste -sd,) == 'bk-manifest settings,bk-push list' ]]
+}
+
+@test "without a terminal and without --confirm nothing is touched" {
+  alone "${restore}" latest
+  [[ ${status} == 2 && ${stderr} == *'answer with --confirm NAME'* ]]
+  nothing_was_touched
+}
+
+@test "without a terminal and without --secrets nothing is touched" {
+  alone "${restore}" latest --confirm app
+  [[ ${status} == 2 && ${stderr} == *'answer with --secrets yes|no'* ]]
+  nothing_was_touched
+}
+
+@test "a wrong name, given or typed, touches nothing" {
+  run -2 "${restore}" latest --confirm other --secrets no
+  [[ ${output} == *"'other' is not the application's name; nothing was touched"* ]]
+  at_terminal 'yes\n' latest
+  [[ ${status} == 2 && ${output} == *"'yes' is not the application's name"* ]]
+  at_terminal '\n' latest
+  [[ ${status} == 2 ]]
+  nothing_was_touched
+}
+
+@test "an answer that is neither yes nor no touches nothing" {
+  run -2 "${restore}" latest --confirm app --secrets maybe
+  at_terminal 'app\nmaybe\n' latest
+  [[ ${status} == 2 && ${output} == *"'maybe' is neither yes nor no"* ]]
+  nothing_was_touched
+}
+
+@test "the right name and an answer, typed, restore" {
+  at_terminal 'app\nno\n' latest
+  [[ ${status} == 0 && ${output} == *'restore.sh: ok backup-20260428-022150-a1b2c3d4 is restored'* ]]
+}
+
+@test "the order: stop, database, files, configuration, compare, start" {
+  run --separate-stderr -0 "${restore}" --env-file "${srv}/app.env" latest --confirm app --secrets yes
+  [[ ${output} == *'restore.sh: ok backup-20260428-022150-a1b2c3d4 is restored' && -z ${stderr} ]]
+  run -0 sed -E 's/\.restore-[^ /]*/.restore-X/g' "${FAKE}/calls"
+  diff - <(echo "${output}") <<END
+bk-manifest settings --require BACKUP_DESTINATION_PATH --env-file ${srv}/app.env --require BACKUP_APP
+bk-push manifest latest --from /dest
+bk-verify --from /dest --level present
+bk-manifest show $(sed -n 's/^bk-manifest show //p' "${FAKE}/calls")
+bk-push fetch --from /dest --target ${srv}/files.restore-X --path .bk/**
+docker compose stop api worker
+bk-dump restore --from ${srv}/files.restore-X --to ${srv}/app.db --replace
+bk-push fetch --from /dest --target ${srv}/files --into --path {[!.]*,.[!b]*,.b,.b[!k]*,.bk?*} --path {[!.]*,.[!b]*,.b,.b[!k]*,.bk?*}/**
+bk-dump restore --from ${srv}/files.restore-X --into ${srv}/files.restore-X/config
+bk-verify --against ${srv}/files --component files
+docker compose start api worker
+END
+  [[ $(ls -A "${srv}") == files ]]
+}
+
+@test "PostgreSQL goes first, and what it refuses leaves all as it was" {
+  sed -i 's/sqlite  /postgresql/' "${FAKE}/show"
+  echo 'BACKUP_POSTGRES=docker:pg/new' >>"${FAKE}/settings"
+  echo 2 >"${FAKE}/codes/bk-dump-restore"
+  run --separate-stderr -2 "${restore}" latest --confirm app --secrets no
+  [[ ${stderr} == *'restore.sh: nothing was replaced'* ]]
+  grep 'bk-dump restore --from .* --via docker:pg --database new' "${FAKE}/calls"
+  run ! grep -- '--into' "${FAKE}/calls"
+  [[ $(tail -n 1 "${FAKE}/calls") == 'docker compose start api worker' ]]
+}
+
+@test "a dry run says what goes where, and touches nothing" {
+  run -0 "${restore}" latest --dry-run
+  [[ ${output} == *"plan         database         to ${srv}/app.db; the one there is kept"* ]]
+  [[ ${output} == *"plan         files            below ${srv}/files; what is replaced is kept"* ]]
+  nothing_was_touched
+}
+
+@test "a backup that does not verify is not restored" {
+  echo 20 >"${FAKE}/codes/bk-verify"
+  run -20 "${restore}" latest --confirm app --secrets no
+  nothing_was_touched
+}
+
+@test "no such backup is 13, and no destination 10" {
+  local code
+  for code in 13 10; do
+    echo "${code}" >"${FAKE}/codes/bk-push-manifest"
+    run "${restore}" nonsense --confirm app --secrets no
+    [[ ${status} == "${code}" ]]
+  done
+  nothing_was_touched
+}
+
+@test "the backup of another application is refused" {
+  sed -i 's/^application  app/application  application/' "${FAKE}/show"
+  run -2 "${restore}" latest --confirm app --secrets no
+  [[ ${output} == *'this is no backup of app'* ]]
+  nothing_was_touched
+}
+
+@test "a component without a setting for its place is refused" {
+  sed -i '/SQLITE/d' "${FAKE}/settings"
+  run -2 "${restore}" latest --confirm app --secrets no
+  [[ ${output} == *"no BACKUP_SQLITE says where 'database' (sqlite) goes"* ]]
+  nothing_was_touched
+}
+
+@test "files that are lost are 3" {
+  break_call bk-push --into 3 bk-push-fetch
+  run -3 "${restore}" latest --confirm app --secrets no
+  [[ ${output} == *'is restored, without what is listed above'* ]]
+}
+
+@test "a restore that stops half-way says so, and the services start again" {
+  break_call bk-push --into 1 bk-push-fetch
+  run --separate-stderr -1 "${restore}" latest --confirm app --secrets no
+  [[ ${stderr} == *'THE RESTORE STOPPED HALF-WAY'* ]]
+  [[ $(tail -n 1 "${FAKE}/calls") == 'docker compose start api worker' ]]
+}
+
+@test "a 2 of a step half-way is a 1: something was touched" {
+  break_call bk-push --into 2 bk-push-fetch
+  run -1 "${restore}" latest --confirm app --secrets no
+  [[ ${output} == *'THE RESTORE STOPPED HALF-WAY'* ]]
+}
+
+@test "what came back differs: 20, said loudly" {
+  break_call bk-verify --against 20 bk-verify
+  run --separate-stderr -20 "${restore}" latest --confirm app --secrets no
+  [[ ${stderr} == *'THE RESTORE STOPPED HALF-WAY'* ]]
+  [[ $(tail -n 1 "${FAKE}/calls") == 'docker compose start api worker' ]]
+}
+
+@test "--target only fetches" {
+  run -0 "${restore}" latest --target "${BATS_TEST_TMPDIR}/out"
+  [[ $(calls | paste -sd,) == 'bk-manifest settings,bk-push manifest,bk-verify --from,bk-manifest show,bk-push fetch' ]]
+}
+
+@test "malformed settings and arguments end with 2 before anything" {
+  run -2 "${restore}" --nonsense
+  run -2 "${restore}" latest --confirm
+  [[ ! -s ${FAKE}/calls ]]
+  echo 2 >"${FAKE}/codes/bk-manifest-settings"
+  run -2 "${restore}" latest --confirm app
+  [[ $(calls) == 'bk-manifest settings' ]]
+}
