@@ -80,12 +80,13 @@ fn code(status: std::process::ExitStatus) -> i32 {
 /// A folder of its own, with an application's tree in `src` and a destination in `dest`.
 pub struct Sandbox {
     dir: tempfile::TempDir,
+    variables: BTreeMap<String, OsString>,
 }
 
 impl Sandbox {
     /// An empty tree, and a destination.
     pub fn new() -> Self {
-        let sandbox = Sandbox { dir: tempfile::tempdir().unwrap() };
+        let sandbox = Sandbox { dir: tempfile::tempdir().unwrap(), variables: BTreeMap::new() };
         for folder in ["src", "tmp", "home"] {
             fs::create_dir(sandbox.path(folder)).unwrap();
         }
@@ -123,8 +124,14 @@ impl Sandbox {
             .env("TZ", "UTC")
             .env("HOME", self.path("home"))
             .env("TMPDIR", self.path("tmp"))
-            .env("BK_STAGE", self.path("stage"));
+            .env("BK_STAGE", self.path("stage"))
+            .envs(&self.variables);
         command
+    }
+
+    /// Adds a variable to the environment of all commands.
+    pub fn set(&mut self, name: &str, value: impl Into<OsString>) {
+        self.variables.insert(name.to_owned(), value.into());
     }
 
     /// Runs one program with this standard input.

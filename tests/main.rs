@@ -1,5 +1,6 @@
 //! The tools together, through the real binaries.
 
+mod compose;
 mod contract;
 mod damage;
 mod durability;
@@ -8,7 +9,9 @@ mod help;
 mod interrupt;
 mod pipeline;
 mod postgres;
+mod server;
 mod source_changes;
+mod sqlite;
 
 #[test]
 fn every_file_here_is_a_module() {

@@ -133,14 +133,18 @@ fn sha256sum_checks_what_a_backup_needs() {
     }
 }
 
+/// Waits until files are older than the clock's grain, before which all of them are read again.
+fn settle() {
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+}
+
 #[test]
 fn unchanged_files_cost_nothing_and_full_stores_everything() {
     let sandbox = Sandbox::new();
     for number in 0..200 {
         sandbox.write(&format!("f{number}"), format!("content {number}"));
     }
-    // Older than the clock's grain, so that they count as settled.
-    std::thread::sleep(std::time::Duration::from_millis(2100));
+    settle();
     sandbox.back_up();
     let second: serde_json::Value = serde_json::from_slice(&sandbox.back_up()).unwrap();
     assert_eq!(second["verification"]["run"]["pushed"]["read"], 0);
@@ -157,6 +161,7 @@ fn a_claim_is_not_believed_where_the_object_is_gone() {
     for number in 0..20 {
         sandbox.write(&format!("f{number}"), format!("content {number}"));
     }
+    settle();
     sandbox.back_up();
     fs::remove_file(&sandbox.volumes()[0]).unwrap();
     let document = sandbox.back_up();
@@ -169,6 +174,7 @@ fn a_claim_is_not_believed_where_the_object_is_gone() {
 fn a_claim_is_not_believed_where_the_object_has_another_size() {
     let sandbox = Sandbox::new();
     sandbox.write("f", "content");
+    settle();
     sandbox.back_up();
     let volume = &sandbox.volumes()[0];
     let length = fs::metadata(volume).unwrap().len();
@@ -182,6 +188,7 @@ fn a_claim_is_not_believed_where_the_object_has_another_size() {
 fn a_parent_from_another_destination_is_stored_again() {
     let sandbox = Sandbox::new();
     sandbox.write("f", "content");
+    settle();
     let document = sandbox.back_up();
     sandbox.init("other", "24h");
     fs::write(sandbox.path("parent.json"), document).unwrap();

@@ -1,1 +1,888 @@
 //! PostgreSQL, with a private server of the tests' own.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::ops::{Deref, DerefMut};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use crate::harness::{
+    Ended, Random, Sandbox, assert_same_tree, bin_dir, files_below, run, snapshot,
+};
+use crate::server::{APP, ENCODED_PASSWORD, PASSWORD, PATIENCE, ROLE, Server};
+
+const NEW: &[&str] = &["bk-manifest", "new", "--app", "app"];
+const DUMP: &[&str] = &["bk-dump", "postgres", "--database", APP];
+const ADD: &[&str] = &["bk-manifest", "add", "--root", "src"];
+const PUSH: &[&str] = &["bk-push", "--to", "dest"];
+
+/// A little of everything that a database holds.
+const EVERYTHING: &str = r#"
+SET ROLE "app owner";
+CREATE EXTENSION IF NOT EXISTS pg_trgm;
+CREATE TYPE mood AS ENUM ('glücklich', 'traurig');
+CREATE TABLE events (id serial PRIMARY KEY, name text NOT NULL, mood mood, at timestamptz DEFAULT '2026-04-28 02:21:50.123456+02', data jsonb, bytes bytea, amount numeric);
+COMMENT ON TABLE events IS 'Veranstaltungen';
+INSERT INTO events (name, mood, data, bytes, amount) SELECT 'ünïcödé 日本語 ' || n || E' \t\n\\', 'glücklich', jsonb_build_object('n', n, 'ß', E'\u00e9'), decode(md5(n::text), 'hex'), n / 7.0 FROM generate_series(1, 2000) n;
+INSERT INTO events (name) VALUES (''), (E'\\N'), (E'\\.'), ('NaN');
+CREATE INDEX ON events USING gin (name gin_trgm_ops);
+CREATE TABLE "Odd ""name"" ü" ("a b" int REFERENCES events (id) ON DELETE CASCADE, "select" text CHECK (length("select") < 100));
+INSERT INTO "Odd ""name"" ü" SELECT n, 'x' FROM generate_series(1, 10) n;
+CREATE VIEW recent AS SELECT id, name FROM events WHERE id > 1990;
+CREATE MATERIALIZED VIEW summary AS SELECT mood, count(*) FROM events GROUP BY mood;
+CREATE FUNCTION twice(n int) RETURNS int LANGUAGE plpgsql AS $$BEGIN RETURN 2 * n; END$$;
+CREATE SCHEMA other CREATE TABLE parts (id int, day date) PARTITION BY RANGE (day);
+CREATE TABLE other.parts_2026 PARTITION OF other.parts FOR VALUES FROM ('2026-01-01') TO ('2027-01-01');
+INSERT INTO other.parts SELECT n, date '2026-01-01' + n FROM generate_series(0, 300) n;
+CREATE TABLE "empty" ();
+CREATE SEQUENCE unused START 42;
+SELECT setval('events_id_seq', 123456);
+SELECT lo_from_bytea(4711, decode(repeat('00ff0a0d', 50000), 'hex'));
+GRANT SELECT ON events TO PUBLIC;
+"#;
+
+/// Rows that do not compress: dumping them takes a moment.
+const HEAVY: &str = "CREATE TABLE heavy AS SELECT n, \
+    (SELECT string_agg(md5(random()::text || n || m), '') FROM generate_series(1, 10) m) AS noise \
+    FROM generate_series(1, 60000) n";
+
+fn bench(statements: &str) -> (Server, Sandbox) {
+    let server = Server::start();
+    server.sql(APP, statements);
+    let mut sandbox = Sandbox::new();
+    server.known_to(&mut sandbox);
+    sandbox.write("events/one.jpg", "a photo");
+    (server, sandbox)
+}
+
+#[track_caller]
+fn all_ok(ended: Vec<Ended>) -> Ended {
+    for step in &ended {
+        assert_eq!((step.code, step.stderr.as_str()), (0, ""));
+    }
+    ended.into_iter().next_back().unwrap()
+}
+
+/// Backs database and tree up; every step must do well. Returns the document.
+#[track_caller]
+fn back_up(sandbox: &Sandbox) -> Vec<u8> {
+    all_ok(sandbox.pipe(&[NEW, DUMP, ADD, PUSH])).stdout
+}
+
+/// Restores a document's database into one that is made for it.
+#[track_caller]
+fn restore(sandbox: &Sandbox, document: &[u8], database: &str) {
+    let target = format!("back-{database}");
+    sandbox.fetch(document, &target);
+    let restore = ["restore", "--from", &target, "--database", database];
+    sandbox.run("bk-dump", &restore, document).ok();
+}
+
+/// No backup but these, and nothing of a dump that failed.
+#[track_caller]
+fn assert_nothing_new(sandbox: &Sandbox, latest: &[u8]) {
+    let id = |document: &[u8]| -> String {
+        let json: serde_json::Value = serde_json::from_slice(document).unwrap();
+        json["backup"]["id"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(id(&sandbox.latest()), id(latest));
+    assert_eq!(staged(sandbox), Vec::<PathBuf>::new());
+}
+
+/// What lies in the stage folder.
+fn staged(sandbox: &Sandbox) -> Vec<PathBuf> {
+    let stage = sandbox.path("stage");
+    // The small record of a pipe stays until the next run, which finds no dump with it.
+    let is_record = |path: &Path| path.file_name().unwrap().as_bytes().starts_with(b".database");
+    let mut files = if stage.exists() { files_below(&stage) } else { Vec::new() };
+    files.retain(|path| !is_record(path));
+    files
+}
+
+/// A child that does not outlive a test that failed.
+struct Step(Child);
+
+impl Deref for Step {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Step {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Step {
+    /// How it ended, and what it said.
+    fn end(&mut self) -> (Option<i32>, String) {
+        let mut said = String::new();
+        if let Some(mut stderr) = self.stderr.take() {
+            stderr.read_to_string(&mut said).unwrap();
+        }
+        (self.wait().unwrap().code(), said)
+    }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        let _ = self.kill();
+        let _ = self.wait();
+    }
+}
+
+/// A dump step whose document can be given bit by bit.
+fn spawn_dump(sandbox: &Sandbox) -> Step {
+    let child = sandbox
+        .command(DUMP[0])
+        .args(&DUMP[1..])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    Step(child)
+}
+
+/// A pipe of new, dump and push; returns dump and push.
+fn spawn_pipe(sandbox: &Sandbox) -> (Step, Step) {
+    let new = sandbox.run(NEW[0], &NEW[1..], b"").ok().stdout;
+    let mut dump = spawn_dump(sandbox);
+    dump.stdin.take().unwrap().write_all(&new).unwrap();
+    let push = sandbox
+        .command(PUSH[0])
+        .args(&PUSH[1..])
+        .stdin(dump.stdout.take().unwrap())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    (dump, Step(push))
+}
+
+#[track_caller]
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !holds() {
+        assert!(since.elapsed() < PATIENCE, "it never came about: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The lines that are not hints.
+fn lines(stderr: &str) -> Vec<&str> {
+    stderr.lines().filter(|line| !line.contains("hint:")).collect()
+}
+
+#[test]
+fn a_database_and_its_files_come_back_the_same() {
+    let (server, sandbox) = bench(EVERYTHING);
+    let content = server.content(APP);
+    assert!(content.contains("large object|4711"), "{content}");
+    let files = snapshot(&sandbox.path("src"));
+    let ended = sandbox.pipe(&[
+        NEW,
+        DUMP,
+        ADD,
+        PUSH,
+        &["bk-verify", "--from", "dest"],
+        &["bk-prune", "--from", "dest", "--keep-last", "3", "-q"],
+    ]);
+    let printed = all_ok(ended).json();
+    assert_eq!(printed["components"][0]["kind"], "postgresql");
+    assert_eq!(printed["components"][0]["database"], APP);
+    assert_eq!(printed["database"]["type"], "postgresql");
+    assert_eq!(staged(&sandbox), Vec::<PathBuf>::new(), "push removes what it stored");
+    server.wait_until_idle();
+
+    server.sql("postgres", &format!("DROP DATABASE {APP}"));
+    fs::remove_dir_all(sandbox.path("src")).unwrap();
+    let document = sandbox.latest();
+    sandbox.fetch(&document, "back");
+    assert_same_tree(&files, &snapshot(&sandbox.path("back")));
+    let restore = ["restore", "--from", "back", "--database"];
+    // Into the one that is gone; a name that needs quoting; an empty one that is there.
+    let odd = "Ödd \"name\" 'x";
+    server.sql("postgres", "CREATE DATABASE \"there\" TEMPLATE template0");
+    for name in [APP, odd, "there"] {
+        let ended = sandbox.run("bk-dump", &[&restore[..], &[name]].concat(), &document).ok();
+        assert_eq!(
+            ended.json()["verification"]["run"]["restored"],
+            serde_json::json!(["database"])
+        );
+        assert_eq!(server.content(name), content, "{name}");
+    }
+    // One that is in use is not touched.
+    server.sql(APP, "DELETE FROM events WHERE id = 7; CREATE TABLE mine (); DROP VIEW recent");
+    let before = server.content(APP);
+    let ended = sandbox.run("bk-dump", &[&restore[..], &[APP]].concat(), &document).expect(2);
+    assert_eq!(ended.stdout, b"");
+    assert!(ended.stderr.contains("is not empty"), "{}", ended.stderr);
+    assert_eq!(server.content(APP), before);
+    server.wait_until_idle();
+}
+
+#[test]
+fn what_is_not_empty_is_refused_whatever_it_holds() {
+    let (server, sandbox) = bench("CREATE TABLE t (); ");
+    let document = back_up(&sandbox);
+    sandbox.fetch(&document, "back");
+    for (number, object) in [
+        "CREATE TABLE t (a int)",
+        "CREATE VIEW v AS SELECT 1",
+        "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "CREATE TYPE e AS ENUM ('a')",
+        "CREATE DOMAIN d AS int",
+        "CREATE SEQUENCE s",
+        "CREATE SCHEMA other",
+        "CREATE SCHEMA other; CREATE TABLE other.t ()",
+        "SELECT lo_create(1)",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("used{number}");
+        server.sql("postgres", &format!("CREATE DATABASE {name}"));
+        server.sql(&name, object);
+        let before = server.content(&name);
+        let restore = ["restore", "--from", "back", "--database", &name];
+        let ended = sandbox.run("bk-dump", &restore, &document);
+        assert_eq!(ended.code, 2, "{object}: {}", ended.stderr);
+        assert_eq!(server.content(&name), before);
+    }
+    // What an extension brings along is no reason.
+    server.sql("postgres", "CREATE DATABASE extended");
+    server.sql("extended", "CREATE EXTENSION pg_trgm");
+    let restore = ["restore", "--from", "back", "--database", "extended"];
+    sandbox.run("bk-dump", &restore, &document).expect(0);
+}
+
+#[test]
+fn every_way_to_name_the_server_is_understood() {
+    let (server, mut sandbox) = bench("");
+    for (name, _) in server.variables() {
+        sandbox.set(name, "");
+    }
+    let new = sandbox.run(NEW[0], &NEW[1..], b"").ok().stdout;
+    let (port, socket) = (server.port(), server.socket().display().to_string());
+    let login = format!("app%20owner:{ENCODED_PASSWORD}");
+    let passfile = sandbox.path("pgpass");
+    let escaped = PASSWORD.replace('\\', "\\\\").replace(':', "\\:");
+    fs::write(&passfile, format!("127.0.0.1:{port}:*:{ROLE}:{escaped}\n")).unwrap();
+    fs::set_permissions(&passfile, fs::Permissions::from_mode(0o600)).unwrap();
+    let passfile = passfile.to_str().unwrap().to_owned();
+    let url = |url: String| vec![("DATABASE_URL", url)];
+    let port_text = port.to_string();
+    let ways: Vec<Vec<(&str, String)>> = vec![
+        url(server.url()),
+        url(format!("postgres://{login}@localhost:{port}/{APP}")),
+        url(format!("postgresql+psycopg2://{login}@127.0.0.1:{port}/{APP}")),
+        url(format!("postgresql+asyncpg://{login}@127.0.0.1:{port}/{APP}?ssl=prefer")),
+        url(format!(
+            "postgresql://{login}@127.0.0.1:{port}/{APP}?schema=public&connection_limit=5&pool_timeout=2&pgbouncer=true&sslmode=prefer&connect_timeout=9"
+        )),
+        url(format!(
+            "jdbc:postgresql://127.0.0.1:{port}/{APP}?user=app%20owner&password={ENCODED_PASSWORD}"
+        )),
+        url(format!("postgresql://postgres@/{APP}?host={socket}&port={port}")),
+        url(format!("postgresql://postgres@{}:{port}/{APP}", socket.replace('/', "%2F"))),
+        vec![
+            ("PGHOST", "127.0.0.1".into()),
+            ("PGPORT", port_text.clone()),
+            ("PGUSER", ROLE.into()),
+            ("PGDATABASE", APP.into()),
+            ("PGPASSWORD", PASSWORD.into()),
+        ],
+        vec![
+            ("PGHOST", "127.0.0.1".into()),
+            ("PGPORT", port_text),
+            ("PGUSER", ROLE.into()),
+            ("PGDATABASE", APP.into()),
+            ("PGPASSFILE", passfile),
+        ],
+        // A URL holds as a whole: nothing of libpq's own variables is mixed into it.
+        vec![
+            ("DATABASE_URL", server.url()),
+            ("PGHOST", "192.0.2.1".into()),
+            ("PGUSER", "nobody".into()),
+            ("PGPASSWORD", "wrong".into()),
+            ("PGDATABASE", "other".into()),
+        ],
+    ];
+    for way in &ways {
+        let mut command = sandbox.command("bk-dump");
+        let ended = run(command.arg("postgres").envs(way.iter().cloned()), &new);
+        assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{way:?}");
+        assert_eq!(ended.json()["components"][0]["database"], APP, "{way:?}");
+        assert!(!ended.text().contains("ge:he"), "the password is in the document");
+    }
+    // A variable by another name; a flag beats what the URL says.
+    let other = server.url_of("no-such");
+    let args = ["postgres", "--url-env", "APP_DB", "--database", APP];
+    run(sandbox.command("bk-dump").args(args).env("APP_DB", other), &new).ok();
+    let unset = run(sandbox.command("bk-dump").args(args), &new).expect(2);
+    assert!(unset.stderr.contains("APP_DB"), "{}", unset.stderr);
+}
+
+#[test]
+fn a_server_that_says_no_is_quoted_in_one_line() {
+    let (server, mut sandbox) = bench("");
+    for (name, _) in server.variables() {
+        sandbox.set(name, "");
+    }
+    let new = sandbox.run(NEW[0], &NEW[1..], b"").ok().stdout;
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = free.local_addr().unwrap().port().to_string();
+    drop(free);
+    let own = server.port().to_string();
+    for (url, code, words) in [
+        (
+            server.url().replace("%3A", "x"),
+            12,
+            "password authentication failed for user \"app owner\"",
+        ),
+        (
+            server.url().replace("app%20owner", "stranger"),
+            12,
+            "password authentication failed for user \"stranger\"",
+        ),
+        (server.url_of("no-such"), 13, "database \"no-such\" does not exist"),
+        (server.url().replace(&own, &nobody), 1, "Connection refused"),
+        (
+            format!("postgresql://stranger@/app?host={}&port={own}", server.socket().display()),
+            12,
+            "role \"stranger\" does not exist",
+        ),
+        (
+            server.url().replace("127.0.0.1", "no-such-host.invalid"),
+            1,
+            "could not translate host name",
+        ),
+        (format!("postgresql://app%20owner@127.0.0.1:{own}/app"), 12, "no password supplied"),
+    ] {
+        let mut command = sandbox.command("bk-dump");
+        let ended = run(command.arg("postgres").env("DATABASE_URL", &url), &new);
+        assert_eq!(ended.code, code, "{}", ended.stderr);
+        assert_eq!(ended.stdout, b"", "nothing goes on without a snapshot");
+        assert_eq!(lines(&ended.stderr).len(), 1, "{}", ended.stderr);
+        assert!(ended.stderr.contains(words), "{}", ended.stderr);
+        assert!(
+            !ended.stderr.contains("he/im") && !ended.stderr.contains("he%2Fim"),
+            "{}",
+            ended.stderr
+        );
+        assert_eq!(staged(&sandbox), Vec::<PathBuf>::new());
+    }
+    // The same where a dump is brought back.
+    let document =
+        run(sandbox.command("bk-dump").arg("postgres").env("DATABASE_URL", server.url()), &new)
+            .ok();
+    let ended = document.json();
+    let root = ended["run"]["sources"][0]["root"].as_str().unwrap().to_owned();
+    fs::create_dir_all(sandbox.path("back/.bk/database")).unwrap();
+    fs::copy(Path::new(&root).join("app.dump"), sandbox.path("back/.bk/database/app.dump"))
+        .unwrap();
+    let mut command = sandbox.command("bk-dump");
+    command.args(["restore", "--from", "back", "--database", "new", "--url-env", "DB"]);
+    let wrong =
+        run(command.env("DB", server.url().replace("%3A", "x")), &document.stdout).expect(12);
+    assert_eq!(lines(&wrong.stderr).len(), 1, "{}", wrong.stderr);
+    // And a role that may not make databases.
+    let refused = run(command.env("DB", server.url()), &document.stdout).expect(12);
+    assert!(refused.stderr.contains("permission denied to create database"), "{}", refused.stderr);
+    assert_eq!(
+        server.sql("postgres", "SELECT count(*) FROM pg_database WHERE datname = 'new'"),
+        "0"
+    );
+}
+
+#[test]
+fn a_password_among_the_arguments_is_refused_and_not_repeated() {
+    let sandbox = Sandbox::new();
+    let new = sandbox.run(NEW[0], &NEW[1..], b"").ok().stdout;
+    let url = "postgresql://me:geheim@127.0.0.1:1/app";
+    for args in [
+        &["postgres", url][..],
+        &["postgres", "--database", url],
+        &["postgres", "--database", "host=db password=geheim"],
+        &["postgres", "--user", url],
+        &["postgres", "--via", url],
+        &["postgres", "--url-env", url],
+        &["postgres", "--url", url],
+        &["postgres", "--password=geheim"],
+        &["postgres", "--password", "geheim"],
+        &["postgres", "-pgeheim"],
+        &["postgres", "--dbname=postgresql://me:geheim@h/app"],
+        &["restore", "--from", "back", url],
+        &["restore", "--from", "back", "--database", url],
+        &["restore", "--from", "back", "--password=geheim"],
+        &["check", "--via", url, "x.dump"],
+    ] {
+        let ended = sandbox.run("bk-dump", args, &new);
+        assert_eq!(ended.code, 2, "{args:?}: {}", ended.stderr);
+        assert!(!ended.stderr.contains("geheim"), "{args:?}: {}", ended.stderr);
+        assert_eq!(ended.stdout, b"");
+    }
+    assert_eq!(staged(&sandbox), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_dump_whose_backend_is_terminated_becomes_no_backup() {
+    let (server, sandbox) = bench(HEAVY);
+    let earlier = back_up(&sandbox);
+    for half_way in [false, true] {
+        let mut lock = server.session(APP);
+        if !half_way {
+            lock.sql("BEGIN; LOCK TABLE heavy IN ACCESS EXCLUSIVE MODE");
+        }
+        let (mut dump, mut push) = spawn_pipe(&sandbox);
+        if half_way {
+            wait_until("some of the dump is written", || {
+                staged(&sandbox)
+                    .iter()
+                    .any(|path| path.metadata().is_ok_and(|metadata| metadata.len() > 1 << 20))
+            });
+        } else {
+            server.wait_for(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pg_dump' \
+                 AND wait_event_type = 'Lock'",
+                "1",
+            );
+        }
+        server.sql(
+            "postgres",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pg_dump'",
+        );
+        let (code, said) = dump.end();
+        assert_eq!(code, Some(1), "{said}");
+        assert_eq!(lines(&said).len(), 1, "{said}");
+        let words = ["terminating connection", "server closed the connection"];
+        assert!(words.iter().any(|words| said.contains(words)), "{said}");
+        assert_eq!(push.wait().unwrap().code(), Some(21));
+        assert_nothing_new(&sandbox, &earlier);
+        drop(lock);
+        server.wait_until_idle();
+    }
+    restore(&sandbox, &back_up(&sandbox), "again");
+    assert_eq!(server.content("again"), server.content(APP));
+}
+
+#[test]
+fn a_table_that_is_dropped_before_it_is_locked_fails_the_dump() {
+    let (server, sandbox) = bench("CREATE TABLE a AS SELECT 1; CREATE TABLE b AS SELECT 2");
+    let earlier = back_up(&sandbox);
+    let mut other = server.session(APP);
+    other.sql("BEGIN; DROP TABLE b");
+    let (mut dump, mut push) = spawn_pipe(&sandbox);
+    server.wait_for(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pg_dump' \
+         AND wait_event_type = 'Lock'",
+        "1",
+    );
+    other.sql("COMMIT");
+    let (code, said) = dump.end();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("pg_dump: error"), "{said}");
+    assert_eq!(push.wait().unwrap().code(), Some(21));
+    assert_nothing_new(&sandbox, &earlier);
+    drop(other);
+    server.wait_until_idle();
+}
+
+/// Puts a script before a program of PostgreSQL; `$real` is the program.
+fn fake(server: &Server, sandbox: &mut Sandbox, program: &str, script: &str) {
+    let folder = sandbox.path("fake");
+    fs::create_dir_all(&folder).unwrap();
+    let real = server.bin().join(program);
+    let text = format!("#!/bin/sh\nreal='{}'\n{script}\n", real.display());
+    // Not written by us: a child of another test could hold it open, and it could not be run.
+    let write = ["-c", "cat > \"$0\" && chmod 755 \"$0\""];
+    let path = folder.join(program);
+    run(std::process::Command::new("sh").args(write).arg(&path), text.as_bytes()).expect(0);
+    let paths = [folder.as_path(), bin_dir(), server.bin(), Path::new("/usr/bin:/bin")];
+    let paths: Vec<OsString> = paths.iter().map(|path| path.as_os_str().to_owned()).collect();
+    sandbox.set("PATH", paths.join(std::ffi::OsStr::new(":")));
+}
+
+/// As [`fake`] for `pg_dump`, which still tells its version.
+fn fake_dump(server: &Server, sandbox: &mut Sandbox, script: &str) {
+    let script = format!("[ \"$1\" = --version ] && exec \"$real\" --version\n{script}");
+    fake(server, sandbox, "pg_dump", &script);
+}
+
+#[test]
+fn warnings_of_pg_dump_are_shown_and_do_no_harm() {
+    let (server, mut sandbox) = bench(EVERYTHING);
+    let script = "echo 'pg_dump: warning: there are circular foreign-key constraints' >&2
+        echo 'pg_dump: detail: ünïcödé' >&2
+        exec \"$real\" \"$@\"";
+    fake_dump(&server, &mut sandbox, script);
+    let ended = sandbox.pipe(&[NEW, DUMP, PUSH]);
+    assert_eq!(ended[1].code, 0);
+    assert!(ended[1].stderr.contains("circular foreign-key constraints"), "{}", ended[1].stderr);
+    assert!(ended[1].stderr.contains("ünïcödé"), "{}", ended[1].stderr);
+    assert_eq!(ended[2].code, 0);
+    restore(&sandbox, &ended[2].stdout, "again");
+    assert_eq!(server.content("again"), server.content(APP));
+}
+
+#[test]
+fn output_of_pg_dump_that_cannot_be_restored_is_refused() {
+    let (server, mut sandbox) = bench(EVERYTHING);
+    let earlier = back_up(&sandbox);
+    let length = {
+        let mut command = server.command("pg_dump");
+        run(command.args(["--format=custom", APP]), b"").ok().stdout.len()
+    };
+    let cut = |bytes: usize| format!("\"$real\" \"$@\" | head -c {bytes}");
+    for (script, words) in [
+        (cut(length - 1), "cannot be read again"),
+        (cut(length / 2), "cannot be read again"),
+        (cut(100), "cannot be read again"),
+        ("exit 0".to_owned(), "cannot be read again"),
+        ("echo 'pg_dump: error: no'".to_owned(), "cannot be read again"),
+        // A terminal's line ends.
+        ("\"$real\" \"$@\" | sed 's/$/\\r/'".to_owned(), "cannot be read again"),
+        // It looks whole, but the program was not content with it.
+        ("\"$real\" \"$@\"; echo 'pg_dump: error: at last' >&2; exit 1".to_owned(), "at last"),
+        ("\"$real\" \"$@\"; exit 3".to_owned(), "said nothing"),
+        ("\"$real\" \"$@\"; kill -9 $$".to_owned(), "signal: 9"),
+    ] {
+        fake_dump(&server, &mut sandbox, &script);
+        let ended = sandbox.pipe(&[NEW, DUMP, ADD, PUSH]);
+        assert_eq!(ended[1].code, 1, "{script}: {}", ended[1].stderr);
+        assert_eq!(lines(&ended[1].stderr).len(), 1, "{script}: {}", ended[1].stderr);
+        assert!(ended[1].stderr.contains(words), "{script}: {}", ended[1].stderr);
+        // It is 1 where the dump has failed, and taken its folder along, before push opens that.
+        assert_eq!(ended[3].code, 21, "{script}: {}", ended[3].stderr);
+        assert_nothing_new(&sandbox, &earlier);
+        server.wait_until_idle();
+    }
+}
+
+#[test]
+fn programs_that_are_missing_or_too_old_are_named_before_anything_starts() {
+    let (server, mut sandbox) = bench("");
+    let new = sandbox.run(NEW[0], &NEW[1..], b"").ok().stdout;
+    fake(&server, &mut sandbox, "pg_dump", "echo 'pg_dump (PostgreSQL) 9.6.24'");
+    let old = sandbox.run(DUMP[0], &DUMP[1..], &new).expect(1);
+    assert!(old.stderr.contains("9.6.24"), "{}", old.stderr);
+    assert_eq!((old.stdout.as_slice(), lines(&old.stderr).len()), (&b""[..], 1));
+    sandbox.set("PATH", bin_dir());
+    let program = bin_dir().join("bk-dump");
+    let missing = sandbox.run(program.to_str().unwrap(), &DUMP[1..], &new).expect(1);
+    assert!(missing.stderr.contains("'pg_dump' is not installed"), "{}", missing.stderr);
+    assert!(missing.stderr.contains("hint: install"), "{}", missing.stderr);
+    assert_eq!(staged(&sandbox), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn the_header_goes_on_once_the_snapshot_is_held() {
+    let (server, mut sandbox) =
+        bench("CREATE TABLE seen (moment text); INSERT INTO seen VALUES ('before')");
+    let gate = |name: &str| {
+        let path = sandbox.path(name);
+        // The folder goes with the test, also one that failed.
+        let (folder, path) = (sandbox.path("src"), path.display());
+        format!(
+            "while [ ! -e '{path}' ] && [ -d '{}' ]; do sleep 0.01; done; exec \"$real\" \"$@\"",
+            folder.display()
+        )
+    };
+    let (psql, pg_dump) = (gate("psql may"), gate("pg_dump may"));
+    fake(&server, &mut sandbox, "psql", &psql);
+    fake_dump(&server, &mut sandbox, &pg_dump);
+    let new = sandbox.run(NEW[0], &NEW[1..], b"").ok().stdout;
+    let mut dump = spawn_dump(&sandbox);
+    let stdout = dump.stdout.take().unwrap();
+    let (header, arrived) = mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        let mut stdout = BufReader::new(stdout);
+        let mut text = Vec::new();
+        while !text.ends_with(b"\"manifest\":[") {
+            assert!(stdout.read_until(b'[', &mut text).unwrap() > 0, "no header came");
+        }
+        header.send(()).unwrap();
+        stdout.read_to_end(&mut text).unwrap();
+        text
+    });
+    dump.stdin.take().unwrap().write_all(&new).unwrap();
+    // Nothing can be held yet; a header that was to come early would be here by then.
+    assert!(arrived.recv_timeout(Duration::from_millis(700)).is_err(), "it did not wait");
+    fs::write(sandbox.path("psql may"), "").unwrap();
+    arrived.recv_timeout(PATIENCE).unwrap();
+    server.sql(APP, "INSERT INTO seen VALUES ('after'); CREATE TABLE after ()");
+    fs::write(sandbox.path("pg_dump may"), "").unwrap();
+    assert!(dump.wait().unwrap().success());
+    let document = reader.join().unwrap();
+    let pushed = sandbox.run(PUSH[0], &PUSH[1..], &document).ok();
+    restore(&sandbox, &pushed.stdout, "cut");
+    assert_eq!(server.sql("cut", "SELECT moment FROM seen"), "before");
+    assert_eq!(server.sql("cut", "SELECT to_regclass('after') IS NULL"), "t");
+}
+
+#[test]
+fn every_file_that_the_database_knows_of_is_in_the_backup() {
+    let (server, sandbox) = bench("CREATE TABLE photos (name text PRIMARY KEY)");
+    let stop = AtomicBool::new(false);
+    let mut session = server.session(APP);
+    let (count, document) = std::thread::scope(|scope| {
+        let (begun, begins) = mpsc::channel();
+        let (sandbox, stop) = (&sandbox, &stop);
+        // An application: the photo first, then its row.
+        let writer = scope.spawn(move || {
+            let mut number = 0;
+            let until = Instant::now() + 2 * PATIENCE;
+            while !stop.load(Ordering::Relaxed) && Instant::now() < until {
+                let name = format!("photo{number:05}.jpg");
+                fs::write(sandbox.path("tmp/upload"), &name).unwrap();
+                fs::rename(sandbox.path("tmp/upload"), sandbox.path("src/events").join(&name))
+                    .unwrap();
+                session.sql(&format!("INSERT INTO photos VALUES ('{name}')"));
+                number += 1;
+                if number == 100 {
+                    begun.send(()).unwrap();
+                }
+            }
+            number
+        });
+        begins.recv().unwrap();
+        let ended = sandbox.pipe(&[NEW, DUMP, ADD, PUSH]);
+        stop.store(true, Ordering::Relaxed);
+        (writer.join().unwrap(), all_ok(ended).stdout)
+    });
+    restore(&sandbox, &document, "cut");
+    let rows = server.sql("cut", "SELECT name FROM photos ORDER BY name");
+    let rows: Vec<&str> = rows.lines().collect();
+    assert!(
+        rows.len() >= 100 && rows.len() < count,
+        "{} of {count}: no writer to be cut",
+        rows.len()
+    );
+    for name in rows {
+        let photo = sandbox.path("back-cut/events").join(name);
+        assert_eq!(
+            fs::read_to_string(&photo).ok().as_deref(),
+            Some(name),
+            "{name} is not restored"
+        );
+    }
+}
+
+#[test]
+fn the_password_is_in_no_argument_and_in_no_file() {
+    let (server, mut sandbox) = bench("SET ROLE \"app owner\"; CREATE TABLE t AS SELECT 1 AS a");
+    for (name, _) in server.variables() {
+        sandbox.set(name, "");
+    }
+    server.sql("postgres", &format!("ALTER ROLE \"{ROLE}\" CREATEDB"));
+    sandbox.set("DATABASE_URL", server.url());
+    let watched = AtomicBool::new(true);
+    let mut lock = server.session(APP);
+    lock.sql("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE");
+    let (seen, document) = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            let mut seen = BTreeSet::new();
+            // A test that failed meanwhile does not end it.
+            let until = Instant::now() + 2 * PATIENCE;
+            while watched.load(Ordering::Relaxed) && Instant::now() < until {
+                for process in fs::read_dir("/proc").unwrap().flatten() {
+                    let Ok(line) = fs::read(process.path().join("cmdline")) else { continue };
+                    let line = String::from_utf8_lossy(&line).replace('\0', " ");
+                    if line.contains(PASSWORD) || line.contains(ENCODED_PASSWORD) {
+                        return Err(line);
+                    }
+                    for program in ["psql", "pg_dump"] {
+                        if line.contains(program) && line.contains("--no-password") {
+                            seen.insert(program);
+                        }
+                    }
+                }
+            }
+            Ok(seen)
+        });
+        let (mut dump, mut push) = spawn_pipe(&sandbox);
+        server.wait_for(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pg_dump' \
+             AND wait_event_type = 'Lock'",
+            "1",
+        );
+        drop(lock);
+        assert_eq!(dump.end(), (Some(0), String::new()));
+        assert!(push.wait().unwrap().success());
+        let document = sandbox.latest();
+        sandbox.fetch(&document, "back");
+        let restore = ["restore", "--from", "back", "--database", "again"];
+        sandbox.run("bk-dump", &restore, &document).ok();
+        watched.store(false, Ordering::Relaxed);
+        (watcher.join().unwrap(), document)
+    });
+    assert_eq!(seen, Ok(BTreeSet::from(["pg_dump", "psql"])));
+    assert!(!String::from_utf8(document).unwrap().contains("he/im"));
+    for file in
+        files_below(&sandbox.path("dest")).into_iter().chain(files_below(&sandbox.path("home")))
+    {
+        let text = fs::read(&file).unwrap();
+        let text = String::from_utf8_lossy(&text);
+        assert!(!text.contains("he/im") && !text.contains("he%2Fim"), "{}", file.display());
+    }
+    assert_eq!(server.content("again"), server.content(APP));
+}
+
+#[test]
+fn a_killed_dump_leaves_no_backup_and_no_snapshot() {
+    let mut random = Random::from_run();
+    let (server, sandbox) = bench(HEAVY);
+    let began = Instant::now();
+    back_up(&sandbox);
+    let length = u64::try_from(began.elapsed().as_millis()).unwrap();
+    let mut backups = 1;
+    for round in 0..8 {
+        let (mut dump, mut push) = spawn_pipe(&sandbox);
+        let moment = random.below(length);
+        std::thread::sleep(Duration::from_millis(moment));
+        dump.kill().unwrap();
+        dump.wait().unwrap();
+        match push.wait().unwrap().code() {
+            // It had ended its document just before.
+            Some(0) => backups += 1,
+            code => assert_eq!(code, Some(21), "round {round}, killed after {moment} ms"),
+        }
+        server.wait_until_idle();
+        assert_eq!(sandbox.backups().len(), backups);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o077;
+        for left in staged(&sandbox) {
+            assert_eq!(mode(&left), 0, "{}", left.display());
+        }
+    }
+    restore(&sandbox, &sandbox.latest(), "earlier");
+    assert_eq!(server.content("earlier"), server.content(APP));
+    let document = back_up(&sandbox);
+    assert_eq!(staged(&sandbox), Vec::<PathBuf>::new(), "it was not swept");
+    restore(&sandbox, &document, "again");
+    assert_eq!(server.content("again"), server.content(APP));
+}
+
+#[test]
+fn a_signal_ends_dump_and_sessions_at_once() {
+    let (server, sandbox) = bench("CREATE TABLE t ()");
+    let mut lock = server.session(APP);
+    lock.sql("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE");
+    let (mut dump, mut push) = spawn_pipe(&sandbox);
+    server.wait_for(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pg_dump' \
+         AND wait_event_type = 'Lock'",
+        "1",
+    );
+    let pid = rustix::process::Pid::from_child(&dump);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    use std::os::unix::process::ExitStatusExt;
+    assert_eq!(dump.wait().unwrap().signal(), Some(15));
+    assert_eq!(push.wait().unwrap().code(), Some(21));
+    drop(lock);
+    server.wait_until_idle();
+    assert!(sandbox.backups().is_empty());
+    assert_eq!(staged(&sandbox), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_restore_that_fails_leaves_nothing_behind() {
+    let (server, sandbox) = bench(EVERYTHING);
+    let document = back_up(&sandbox);
+    sandbox.fetch(&document, "back");
+    let content = server.content(APP);
+    // Another server, where the owner is not known.
+    let mut other_sandbox = Sandbox::new();
+    let other = Server::start();
+    other.known_to(&mut other_sandbox);
+    other.sql("postgres", &format!("DROP DATABASE {APP}; DROP ROLE \"{ROLE}\""));
+    other.sql("postgres", "CREATE DATABASE empty");
+    let back = sandbox.path("back");
+    let back = back.to_str().unwrap();
+    let databases = "SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database";
+    let before = other.sql("postgres", databases);
+    for name in ["new", "empty"] {
+        let restore = ["restore", "--from", back, "--database", name];
+        let ended = other_sandbox.run("bk-dump", &restore, &document).expect(1);
+        assert_eq!(ended.stdout, b"");
+        assert_eq!(lines(&ended.stderr).len(), 1, "{}", ended.stderr);
+        assert!(ended.stderr.contains("role \"app owner\" does not exist"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("--no-owner"), "{}", ended.stderr);
+        assert_eq!(other.sql("postgres", databases), before);
+        other.wait_until_idle();
+    }
+    assert_eq!(
+        other.sql(
+            "empty",
+            "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+        ),
+        "0"
+    );
+    for name in ["new", "empty"] {
+        let restore = ["restore", "--from", back, "--no-owner", "--no-acl", "--database", name];
+        other_sandbox.run("bk-dump", &restore, &document).ok();
+        let rows =
+            "SELECT count(*) || ' ' || md5(string_agg(e::text, '' ORDER BY id)) FROM events e";
+        assert_eq!(other.sql(name, rows), server.sql(APP, rows));
+    }
+    // A dump that is not what the manifest says never gets to the server.
+    let dump = sandbox.path("back/.bk/database/app.dump");
+    let bytes = fs::read(&dump).unwrap();
+    for damaged in [&bytes[..bytes.len() / 2], &[&bytes[..], b"x"].concat(), b""] {
+        fs::set_permissions(&dump, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(&dump, damaged).unwrap();
+        let restore = ["restore", "--from", back, "--database", "damaged"];
+        sandbox.run("bk-dump", &restore, &document).expect(20);
+    }
+    assert_eq!(
+        server.sql("postgres", "SELECT count(*) FROM pg_database WHERE datname = 'damaged'"),
+        "0"
+    );
+    assert_eq!(server.content(APP), content);
+}
+
+#[test]
+fn a_bank_at_work_comes_back_balanced() {
+    let (server, sandbox) = bench("");
+    assert!(
+        server.bin().join("pgbench").exists(),
+        "pgbench is not installed; scripts/test.sh installs what the tests need"
+    );
+    run(server.command("pgbench").args(["-i", "-s", "1", "-q", APP]), b"").expect(0);
+    let mut bank = server
+        .command("pgbench")
+        .args(["-n", "-c", "2", "-T", "600", APP])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("the bank is at work", || {
+        server.sql(APP, "SELECT count(*) > 100 FROM pgbench_history") == "t"
+    });
+    let ended = sandbox.pipe(&[NEW, DUMP, ADD, PUSH]);
+    let transfers = "SELECT count(*) FROM pgbench_history";
+    let later: u64 = server.sql(APP, transfers).parse().unwrap();
+    bank.kill().unwrap();
+    bank.wait().unwrap();
+    restore(&sandbox, &all_ok(ended).stdout, "again");
+    let restored: u64 = server.sql("again", transfers).parse().unwrap();
+    assert!(100 < restored && restored < later, "{restored} of {later}");
+    let sums = server.sql(
+        "again",
+        "SELECT (SELECT sum(abalance) FROM pgbench_accounts), \
+         (SELECT sum(tbalance) FROM pgbench_tellers), (SELECT sum(bbalance) FROM pgbench_branches), \
+         (SELECT sum(delta) FROM pgbench_history)",
+    );
+    let sums: Vec<&str> = sums.split('|').collect();
+    assert!(sums.iter().all(|sum| *sum == sums[0]), "{sums:?}");
+}

@@ -77,6 +77,34 @@ fn files_under_a_busy_writer_are_stored_and_reported() {
 }
 
 #[test]
+fn a_small_file_that_changes_under_the_read_is_reported() {
+    let sandbox = Sandbox::new();
+    sandbox.write("log", "a line\n");
+    let document = walked(&sandbox);
+    let path = sandbox.path("src/log");
+    let is_over = AtomicBool::new(false);
+    let ended = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+            while !is_over.load(Ordering::Relaxed) {
+                file.write_all(b"another line\n").unwrap();
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+        });
+        // Every read of the file takes a while, so that a line comes meanwhile.
+        let slow = ["-f", "-o", "/dev/null", "-P", path.to_str().unwrap(), "-e", "trace=read"];
+        let slow =
+            [&slow[..], &["-e", "inject=read:delay_enter=100000", "bk-push", "--to", "dest"]]
+                .concat();
+        let ended = sandbox.run("strace", &slow, &document);
+        is_over.store(true, Ordering::Relaxed);
+        ended
+    });
+    assert_eq!(ended.json()["left_out"]["changed_while_read"]["names"][0]["path"], "log");
+    assert_eq!(ended.code, 3, "{}", ended.stderr);
+}
+
+#[test]
 fn a_tree_that_churns_gives_a_backup_that_verifies() {
     let sandbox = Sandbox::new();
     for number in 0..300 {

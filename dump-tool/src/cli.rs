@@ -51,6 +51,7 @@ enum Command {
 }
 
 #[derive(Debug, clap::Args)]
+#[expect(clippy::doc_markdown, reason = "help texts: backticks would be printed")]
 struct StageArgs {
     /// Folder for finished dumps until they are pushed [default: bk/stage in the state folder]
     ///
@@ -60,6 +61,7 @@ struct StageArgs {
 }
 
 #[derive(Debug, clap::Args)]
+#[expect(clippy::doc_markdown, reason = "help texts: backticks would be printed")]
 struct ConnectionArgs {
     /// Run the PostgreSQL programs inside a container: docker:CONTAINER or compose:SERVICE
     #[arg(long, value_name = "PLACE", hide_possible_values = true)]

@@ -201,25 +201,57 @@ impl Server {
 }
 
 fn reach(via: &Via) -> anyhow::Result<Reach> {
-    let inside = |program: Program, args: &[&str], name: &str| Reach::Inside {
-        program,
-        args: args.iter().map(|arg| (*arg).to_owned()).collect(),
-        name: name.to_owned(),
+    let name = match via {
+        Via::Host => return Ok(Reach::Host),
+        Via::Docker(name) => name.clone(),
+        Via::Compose(service) => container_of(service)?,
     };
-    Ok(match via {
-        Via::Host => Reach::Host,
-        Via::Docker(name) => inside(Program::find("docker", "Docker")?, &["exec", "-i"], name),
-        Via::Compose(service) => {
-            if let Some(docker) = Program::find_optional("docker") {
-                let (_, finished) = Command::new(&docker).args(["compose", "version"]).output()?;
-                if finished.is_success() {
-                    return Ok(inside(docker, &["compose", "exec", "-T"], service));
-                }
-            }
-            let compose = Program::find("docker-compose", "Docker Compose")?;
-            inside(compose, &["exec", "-T"], service)
+    let program = Program::find("docker", "Docker")?;
+    Ok(Reach::Inside { program, args: vec!["exec".to_owned(), "-i".to_owned()], name })
+}
+
+/// Asks Compose for the container of a service.
+///
+/// The programs are then run by Docker itself: `docker-compose exec` leaves a child behind when it
+/// is told to stop, which keeps our pipes open, and version 1 does not say what is wrong.
+fn container_of(service: &str) -> anyhow::Result<String> {
+    let (program, args) = compose()?;
+    let ask = |question: &[&str]| Command::new(&program).args(&args).args(question).output();
+    let (containers, listed) = ask(&["ps", "-q", service])?;
+    let containers = String::from_utf8_lossy(&containers);
+    if let (true, Some(container)) = (listed.is_success(), containers.split_whitespace().next()) {
+        return Ok(container.to_owned());
+    }
+    let (services, finished) = ask(&["config", "--services"])?;
+    if !finished.is_success() {
+        return Err(failure(&finished));
+    }
+    let services = String::from_utf8_lossy(&services);
+    let services: Vec<&str> = services.split_whitespace().collect();
+    if !services.contains(&service) {
+        let message = format!("no such service in the Compose project: '{service}'");
+        return Err(Failure::new(Exit::NotFound, message)
+            .hint(format!("it has: {}", services.join(", ")))
+            .into());
+    }
+    if !listed.is_success() {
+        return Err(failure(&listed));
+    }
+    let message = format!("no container of the Compose service '{service}' is running");
+    Err(Failure::new(Exit::Failed, message)
+        .hint("start the container of the database first")
+        .into())
+}
+
+/// Docker's plugin, or the program of its own that came before it.
+fn compose() -> anyhow::Result<(Program, Vec<&'static str>)> {
+    if let Some(docker) = Program::find_optional("docker") {
+        let (_, finished) = Command::new(&docker).args(["compose", "version"]).output()?;
+        if finished.is_success() {
+            return Ok((docker, vec!["compose"]));
         }
-    })
+    }
+    Ok((Program::find("docker-compose", "Docker Compose")?, Vec::new()))
 }
 
 /// The error of a PostgreSQL program, with the code that its last words stand for.

@@ -19,7 +19,7 @@ use bk_manifest::stream::{Format, Reader, Writer, copy_entries};
 use bk_manifest::time::Time;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::stage::{Owner, Stage, Staged, Staging};
 
@@ -167,6 +167,7 @@ where
     copy_entries(&mut incoming, &mut writer)?;
     let (_, mut trailer) = incoming.end()?;
     let exit = record(&mut trailer, component, made)?;
+    staging.seal()?;
     writer.end(trailer)?;
     staging.keep();
     Ok(exit)
@@ -275,15 +276,9 @@ fn record(trailer: &mut Trailer, component: &str, made: Made) -> anyhow::Result<
         trailer.set("database", database);
     }
     if made.left_out != LeftOut::default() {
-        let mut all = trailer.left_out()?;
-        all.merge(made.left_out);
-        trailer.set("left_out", json!(all));
+        trailer.leave_out(made.left_out)?;
     }
-    let exit = trailer.exit()?.worse(mine);
-    let mut run = trailer.run()?;
-    run.code = exit.code();
-    trailer.set_run(&run);
-    Ok(exit)
+    Ok(trailer.worsen(mine)?)
 }
 
 #[cfg(test)]
@@ -292,6 +287,7 @@ mod tests {
     use bk_manifest::exit::classify;
     use bk_manifest::manifest::{Application, Backup, EndRun, Header, Run};
     use bk_manifest::progress::Silent;
+    use serde_json::json;
 
     fn incoming(paths: &[&str]) -> Vec<u8> {
         let backup = Backup {

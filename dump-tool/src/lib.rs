@@ -4,8 +4,8 @@
 //! [`filter`] is the step in the pipe that all kinds share. Each kind gives it two halves: taking
 //! the point in time, and writing the file. [`check`] reads a dump to its end.
 
-
 pub mod archive;
+pub mod archive_header;
 pub mod check;
 pub mod cli;
 pub mod connection;

@@ -4,16 +4,18 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 
 use anyhow::Context;
-use bk_manifest::command::{Cancel, Finished};
-use bk_manifest::digest::{Digest, Hasher};
+use bk_manifest::atomic::NewFile;
+use bk_manifest::command::{Cancel, Command, Finished};
+use bk_manifest::digest::{Digest, HashWriter, Hasher};
 use bk_manifest::exit::{Exit, Failure, fail};
 use bk_manifest::left_out::LeftOut;
 use bk_manifest::progress::Progress;
 use serde_json::{Map, Value, json};
 
+use crate::archive_header::{self, Head};
 use crate::connection::{self, Server};
 use crate::filter::{Begun, Made, Work};
-use crate::session::Session;
+use crate::session::{Session, literal};
 
 /// The `kind` of its components.
 pub const KIND: &str = "postgresql";
@@ -35,7 +37,7 @@ pub struct Options {
 
 /// The session that holds the snapshot, and what is known of the database.
 struct Held {
-    /// Keeps the snapshot alive until pg_dump has ended.
+    /// Keeps the snapshot alive until `pg_dump` has ended.
     session: Session,
     snapshot: String,
     facts: Map<String, Value>,
@@ -138,8 +140,13 @@ fn dump(
     work: &Work<'_>,
 ) -> anyhow::Result<Made> {
     let database = held.facts.get("database").and_then(Value::as_str).unwrap_or_default();
+    let mut server = server.in_database(database);
+    let tag = server.is_inside().then(|| format!("bk-dump {}", held.snapshot));
+    if let Some(tag) = &tag {
+        server = server.with("PGAPPNAME", tag);
+    }
+    let server = &server;
     let mut command = server
-        .in_database(database)
         .command("pg_dump")?
         .cancelled_by(work.cancel)
         .args(["--format=custom", "--no-password"])
@@ -154,24 +161,12 @@ fn dump(
         command = command.arg(format!("--exclude-table-data={pattern}"));
     }
     work.progress.begin(&format!("dumping '{database}'"), Some(held.size));
-    let mut file = work.staging.create()?;
-    let mut running = command.start()?;
-    drop(running.stdin.take());
-    let mut output = running.stdout.take().context("pg_dump has no output")?;
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        work.cancel.check()?;
-        let read = output.read(&mut buffer).context("cannot read what pg_dump prints")?;
-        if read == 0 {
-            break;
-        }
-        file.write_all(&buffer[..read]).with_context(|| {
-            format!("cannot write a dump to '{}'", work.staging.folder().display())
-        })?;
-        work.progress.advance(read as u64, 0);
+    let written = write_output(command, work);
+    if let (Err(_), Some(tag)) = (&written, &tag) {
+        // The error that is told is the first one.
+        let _ = end_session(server, tag);
     }
-    drop(output);
-    let finished = running.wait()?;
+    let (file, finished) = written?;
     // The server cannot clean up behind a snapshot: no longer than needed.
     drop(held.session);
     if !finished.is_success() {
@@ -190,6 +185,42 @@ fn dump(
     facts.insert("size".into(), json!(staged.size));
     let database = json!({"type": KIND, "schema_version": null});
     Ok(Made { staged, kind: KIND, facts, database: Some(database), left_out: LeftOut::default() })
+}
+
+/// Runs `pg_dump` with its output into a new file in the stage folder.
+fn write_output(
+    command: Command,
+    work: &Work<'_>,
+) -> anyhow::Result<(HashWriter<NewFile>, Finished)> {
+    let mut file = work.staging.create()?;
+    let mut running = command.start()?;
+    drop(running.stdin.take());
+    let mut output = running.stdout.take().context("pg_dump has no output")?;
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        work.cancel.check()?;
+        let read = output.read(&mut buffer).context("cannot read what pg_dump prints")?;
+        if read == 0 {
+            break;
+        }
+        file.write_all(&buffer[..read]).with_context(|| {
+            format!("cannot write a dump to '{}'", work.staging.folder().display())
+        })?;
+        work.progress.advance(read as u64, 0);
+    }
+    drop(output);
+    Ok((file, running.wait()?))
+}
+
+/// Ends a `pg_dump` inside a container: Docker does not, whatever becomes of `docker exec`
+/// (<https://github.com/moby/moby/issues/9098>).
+fn end_session(server: &Server, tag: &str) -> anyhow::Result<()> {
+    let list =
+        "SELECT count(pg_catalog.pg_terminate_backend(pid)) FROM pg_catalog.pg_stat_activity";
+    let condition = format!("WHERE application_name = {}", literal(tag));
+    Session::open_for_cleanup(server)?
+        .query(&format!("SET application_name = ''; {list} {condition}"))?;
+    Ok(())
 }
 
 /// Passes on what a successful program wrote to standard error.
@@ -219,17 +250,23 @@ pub fn read_archive(
     let mut stdin = running.stdin.take();
     let mut hasher = Hasher::default();
     let mut buffer = vec![0; CHUNK];
+    let mut head = None;
+    let mut is_read_whole = true;
     loop {
         cancel.check()?;
         let read = file.read(&mut buffer).context("cannot read the dump")?;
         if read == 0 {
             break;
         }
+        head.get_or_insert_with(|| archive_header::read(&buffer[..read]));
         hasher.update(&buffer[..read]);
         progress.advance(read as u64, 0);
         match stdin.as_mut().map(|stdin| stdin.write_all(&buffer[..read])) {
             // It has ended; whether content or not, its status says.
-            Some(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => stdin = None,
+            Some(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+                stdin = None;
+                is_read_whole = false;
+            }
             Some(Err(error)) => return Err(error).context("cannot write to pg_restore"),
             Some(Ok(())) | None => {}
         }
@@ -238,6 +275,9 @@ pub fn read_archive(
     let finished = running.wait()?;
     if !finished.is_success() {
         return Err(fail(Exit::Damaged, finished.message()));
+    }
+    if !matches!(head, Some(Head::Entries(1..) | Head::Unknown)) || !is_read_whole {
+        return Err(fail(Exit::Damaged, "its table of contents is empty or damaged"));
     }
     Ok(hasher.finish())
 }

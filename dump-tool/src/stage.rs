@@ -49,6 +49,14 @@ pub struct Owner {
     host: String,
 }
 
+/// What lies beside the folder of a component.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Record {
+    owner: Owner,
+    /// The dump was admitted, and its document is about to be ended: push may need it.
+    is_sealed: bool,
+}
+
 /// What is known about the pipe that made a dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Life {
@@ -129,7 +137,6 @@ impl Stage {
         self.sweep(id, owner, now, Sweep::Usual, progress);
         let above = self.root.join(id);
         atomic::create_folders(&above, 0o700).with_context(context)?;
-        let record = record_path(&folder);
         if let Ok(left) = File::open(&folder) {
             if !is_free(&left) {
                 let message = format!("'{}' is being written by another run", folder.display());
@@ -138,8 +145,7 @@ impl Stage {
             // A first try of the same step for the same backup: only one of them can be pushed.
             fs::remove_dir_all(&folder).with_context(context)?;
         }
-        let text = serde_json::to_vec(owner).context("cannot write the stage record")?;
-        atomic::create(&record, &text, 0o600, Existing::Replace).with_context(context)?;
+        write_record(&folder, owner, false).with_context(context)?;
         atomic::create_folders(&folder, 0o700).with_context(context)?;
         if !is_own_folder(&folder) {
             let message = format!("'{}' is not a folder of ours", folder.display());
@@ -182,12 +188,11 @@ impl Stage {
                     .to_str()
                     .and_then(|name| name.strip_prefix('.')?.strip_suffix(".json"))
                     .filter(|name| is_name(name));
-                let owner = fs::read(record.path())
-                    .ok()
-                    .and_then(|text| serde_json::from_slice::<Owner>(&text).ok());
-                let (Some(component), Some(owner)) = (component, owner) else { continue };
+                let text = fs::read(record.path()).ok();
+                let found = text.and_then(|text| serde_json::from_slice::<Record>(&text).ok());
+                let (Some(component), Some(found)) = (component, found) else { continue };
                 let folder = run.path().join(component);
-                if is_left(&folder, owner.life(here), now, sweep) {
+                if is_left(&folder, &found, found.owner.life(here), now, sweep) {
                     let was_there = folder.exists();
                     let is_gone = !was_there || fs::remove_dir_all(&folder).is_ok();
                     if is_gone && fs::remove_file(record.path()).is_ok() && was_there {
@@ -206,6 +211,13 @@ fn record_path(folder: &Path) -> PathBuf {
     folder.with_file_name(format!(".{name}.json"))
 }
 
+fn write_record(folder: &Path, owner: &Owner, is_sealed: bool) -> anyhow::Result<()> {
+    let record = Record { owner: owner.clone(), is_sealed };
+    let text = serde_json::to_vec(&record).context("cannot write the stage record")?;
+    atomic::create(&record_path(folder), &text, 0o600, Existing::Replace)?;
+    Ok(())
+}
+
 fn is_own_folder(folder: &Path) -> bool {
     fs::symlink_metadata(folder).is_ok_and(|metadata| {
         metadata.is_dir() && metadata.uid() == rustix::process::geteuid().as_raw()
@@ -217,7 +229,7 @@ fn is_free(folder: &File) -> bool {
 }
 
 /// Whether a component's folder is of no more use to anyone.
-fn is_left(folder: &Path, life: Life, now: Time, sweep: Sweep) -> bool {
+fn is_left(folder: &Path, record: &Record, life: Life, now: Time, sweep: Sweep) -> bool {
     let Ok(metadata) = fs::symlink_metadata(folder) else { return true };
     let (Ok(open), Ok(mut names)) = (File::open(folder), fs::read_dir(folder)) else {
         return false;
@@ -225,10 +237,12 @@ fn is_left(folder: &Path, life: Life, now: Time, sweep: Sweep) -> bool {
     if !metadata.is_dir() || !is_free(&open) {
         return false;
     }
-    let is_finished = names.any(|name| {
+    let has_dump = names.any(|name| {
         use std::os::unix::ffi::OsStrExt;
         name.map_or(true, |name| !name.file_name().as_bytes().starts_with(UNFINISHED))
     });
+    // Without its seal no document can name it.
+    let is_finished = has_dump && record.is_sealed;
     let changed = Time::from_unix(metadata.mtime(), 0);
     let age = now.since(changed);
     match life {
@@ -312,6 +326,15 @@ impl Staging {
         use std::os::unix::ffi::OsStrExt;
         let name = [UNFINISHED, &b"copy"[..]].concat();
         self.folder.join(std::ffi::OsStr::from_bytes(&name))
+    }
+
+    /// Says on the disk that the dump was admitted; just before its document is ended.
+    ///
+    /// # Errors
+    /// A full disk.
+    pub fn seal(&self) -> anyhow::Result<()> {
+        write_record(&self.folder, &self.owner, true)
+            .with_context(|| format!("cannot write beside '{}'", self.folder.display()))
     }
 
     /// Leaves the folder to push.
@@ -400,6 +423,7 @@ mod tests {
         let mut file = staging.create().unwrap();
         file.write_all(b"dump").unwrap();
         let staged = staging.commit(file, b"app.dump").unwrap();
+        staging.seal().unwrap();
         staging.keep();
         staged.path
     }
@@ -443,6 +467,18 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         let path = staged(&stage, &dead());
         stage.sweep(NEXT, &Owner::this(), later(0), Sweep::Thorough, &Silent);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_dump_that_was_never_admitted_goes_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let stage = Stage::open(folder.path()).unwrap();
+        let staging = stage.reserve(ID, "db", &Owner::this(), Time::now(), &Silent).unwrap();
+        let path = staging.commit(staging.create().unwrap(), b"app.dump").unwrap().path;
+        // As a kill leaves it.
+        staging.keep();
+        stage.sweep(NEXT, &Owner::this(), later(0), Sweep::Usual, &Silent);
         assert!(!path.exists());
     }
 

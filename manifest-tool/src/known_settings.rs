@@ -119,7 +119,7 @@ pub const SETTINGS: &[(&str, &[Setting])] = &[
                 .example("5000"),
             setting("BACKUP_INCLUDE_DATABASE", BOOLEAN, "Back up the databases").default("true"),
             setting("BACKUP_INCLUDE_ARCHIVED", BOOLEAN, "Back up events/archived (PicPeak)").default("true"),
-            setting("BACKUP_STOP_SERVICES", Kind::Words, "Compose services to stop while restoring")
+            setting("BACKUP_STOP_SERVICES", Kind::Words, "Compose services to stop during a backup and a restore")
                 .example("api worker"),
         ],
     ),

@@ -45,7 +45,11 @@ impl Sources {
     /// # Errors
     /// A folder that cannot be opened any more.
     pub fn open(run: &Run) -> anyhow::Result<Self> {
-        run.sources.iter().map(OpenSource::open).collect::<anyhow::Result<_>>().map(Sources)
+        run.sources
+            .iter()
+            .filter_map(|source| OpenSource::open(source).transpose())
+            .collect::<anyhow::Result<_>>()
+            .map(Sources)
     }
 
     /// Where an entry's file is; `None` if no source of the run covers it.
@@ -103,12 +107,23 @@ impl Sources {
 }
 
 impl OpenSource {
-    fn open(source: &Source) -> anyhow::Result<Self> {
+    /// `None` for a stage folder that has gone: its dump has failed, and the document will be cut
+    /// short before an entry asks for it.
+    fn open(source: &Source) -> anyhow::Result<Option<Self>> {
         use std::os::unix::ffi::OsStrExt;
         let path = Path::new(std::ffi::OsStr::from_bytes(&source.root.0));
-        let root = Root::open(path).map_err(|error| {
-            fail(Exit::Failed, format!("cannot open the source '{}': {error}", path.display()))
-        })?;
+        let root = match Root::open(path) {
+            Ok(root) => root,
+            Err(error)
+                if source.kind == SourceKind::Stage && error.kind() == io::ErrorKind::NotFound =>
+            {
+                return Ok(None);
+            }
+            Err(error) => {
+                let message = format!("cannot open the source '{}': {error}", path.display());
+                return Err(fail(Exit::Failed, message));
+            }
+        };
         if source.kind == SourceKind::Stage {
             rustix::fs::flock(root.as_fd(), rustix::fs::FlockOperation::NonBlockingLockShared)
                 .or_else(|error| match error {
@@ -119,7 +134,7 @@ impl OpenSource {
                 .map_err(io::Error::from)
                 .with_context(|| format!("cannot lock the stage '{}'", path.display()))?;
         }
-        Ok(OpenSource { source: source.clone(), root, areas: source.areas() })
+        Ok(Some(OpenSource { source: source.clone(), root, areas: source.areas() }))
     }
 }
 
@@ -212,8 +227,10 @@ pub fn read_small(
     loop {
         tries += 1;
         let open = OpenFile::open(located, cursor)?;
-        let mut bytes = Vec::with_capacity(usize::try_from(open.size().min(limit)).unwrap_or(0));
-        (&open.file).take(limit).read_to_end(&mut bytes)?;
+        // No further than it reached when it was opened: a log may grow as fast as it is read.
+        let due = open.size().min(limit);
+        let mut bytes = Vec::with_capacity(usize::try_from(due).unwrap_or(0));
+        (&open.file).take(due).read_to_end(&mut bytes)?;
         let is_unchanged = open.is_unchanged()? && bytes.len() as u64 == open.size();
         if is_unchanged || tries == 2 {
             open.describe(entry);

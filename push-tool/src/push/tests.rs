@@ -141,6 +141,24 @@ fn an_object_that_prune_has_marked_is_stored_again() {
 }
 
 #[test]
+fn an_object_that_is_marked_during_the_push_is_stored_again() {
+    let tree = Tree::new(b"content");
+    let memory = memory();
+    let volume = "2026/05/01/b0/files/000001.tar.zst";
+    let mark = Mark { objects: vec![volume.into()], ..Mark::default() };
+    memory.before(
+        ".entries",
+        Box::new(move |objects, now| {
+            let text = serde_json::to_vec(&mark).unwrap();
+            objects.insert(".bk/marks/m.json".into(), (text, *now));
+        }),
+    );
+    tree.push("b0", &memory).unwrap();
+    memory.drop_object(volume);
+    assert_whole(&memory, 1);
+}
+
+#[test]
 fn a_commit_that_came_too_late_is_withdrawn() {
     let tree = Tree::new(b"content");
     let memory = memory();

@@ -1,0 +1,455 @@
+//! SQLite databases in use: what comes back is one state that the application had committed.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+use crate::harness::{Ended, Random, Sandbox, bin_dir, files_below};
+
+const NEW: &[&str] = &["bk-manifest", "new", "--app", "app"];
+const DUMP: &[&str] = &["bk-dump", "sqlite", "data/app.db"];
+const ADD: &[&str] = &["bk-manifest", "add", "--root", "src"];
+const PUSH: &[&str] = &["bk-push", "--to", "dest"];
+/// Bound for everything that must not wait for ever.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Makes a database whose two tables always change in one transaction.
+fn bank(sandbox: &Sandbox, journal: &str, padding: usize) -> PathBuf {
+    fs::create_dir_all(sandbox.path("data")).unwrap();
+    let path = sandbox.path("data/app.db");
+    let mut database = Connection::open(&path).unwrap();
+    database.pragma_update(None, "journal_mode", journal).unwrap();
+    database
+        .execute_batch(
+            "CREATE TABLE total (n INTEGER); INSERT INTO total VALUES (0);
+             CREATE TABLE log (n INTEGER PRIMARY KEY, noise BLOB);
+             CREATE TABLE padding (noise BLOB);
+             PRAGMA user_version = 42;",
+        )
+        .unwrap();
+    let transaction = database.transaction().unwrap();
+    for _ in 0..padding {
+        transaction.execute("INSERT INTO padding VALUES (randomblob(100000))", []).unwrap();
+    }
+    transaction.commit().unwrap();
+    path
+}
+
+fn deposit(database: &mut Connection) -> rusqlite::Result<i64> {
+    let transaction = database.transaction()?;
+    transaction.execute("UPDATE total SET n = n + 1", [])?;
+    transaction
+        .execute("INSERT INTO log SELECT n, randomblob(2000) FROM total", [])
+        .and_then(|_| transaction.execute("UPDATE padding SET noise = randomblob(100000) WHERE rowid = 1 + (SELECT n FROM total) % 50", []))?;
+    transaction.commit()?;
+    database.query_row("SELECT n FROM total", [], |row| row.get(0))
+}
+
+/// How many deposits a database holds; both tables must agree, and all pages be sound.
+#[track_caller]
+fn balance(path: &Path) -> i64 {
+    let database = Connection::open(path).unwrap();
+    let number = |query: &str| database.query_row(query, [], |row| row.get::<_, i64>(0)).unwrap();
+    let sound: String = database.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!(sound, "ok");
+    let total = number("SELECT n FROM total");
+    assert_eq!(number("SELECT count(*) FROM log"), total, "half a transaction");
+    assert_eq!(number("SELECT coalesce(max(n), 0) FROM log"), total);
+    assert_eq!(number("PRAGMA user_version"), 42);
+    total
+}
+
+#[track_caller]
+fn all_ok(ended: Vec<Ended>) -> Ended {
+    for step in &ended {
+        assert_eq!((step.code, step.stderr.as_str()), (0, ""));
+    }
+    ended.into_iter().next_back().unwrap()
+}
+
+/// Restores the database of a document to a new file.
+#[track_caller]
+fn restore(sandbox: &Sandbox, document: &[u8], name: &str) -> PathBuf {
+    let target = format!("back-{name}");
+    sandbox.fetch(document, &target);
+    let path = sandbox.path(name);
+    let restore = ["restore", "--from", &target, "--to", path.to_str().unwrap()];
+    let ended = sandbox.run("bk-dump", &restore, document).expect(0);
+    assert_eq!(ended.stderr, "");
+    path
+}
+
+/// Dumps in what lies in the stage folder.
+fn staged(sandbox: &Sandbox) -> Vec<PathBuf> {
+    let stage = sandbox.path("stage");
+    let mut files = if stage.exists() { files_below(&stage) } else { Vec::new() };
+    // The small record of a pipe stays until the next run, which finds no dump with it.
+    files.retain(|path| path.file_name().unwrap() != ".database.json");
+    files
+}
+
+fn lines(stderr: &str) -> Vec<&str> {
+    stderr.lines().filter(|line| !line.contains("hint:")).collect()
+}
+
+#[test]
+fn a_database_under_full_load_comes_back_as_one_state() {
+    for journal in ["wal", "delete"] {
+        let sandbox = Sandbox::new();
+        sandbox.write("photo.jpg", "a photo");
+        let path = bank(&sandbox, journal, 400);
+        let (stop, deposits) = (AtomicBool::new(false), AtomicI64::new(0));
+        let began = Instant::now();
+        let (document, before, after) = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut database = Connection::open(&path).unwrap();
+                database.busy_timeout(PATIENCE).unwrap();
+                database.pragma_update(None, "synchronous", "OFF").unwrap();
+                while !stop.load(Ordering::Relaxed) && began.elapsed() < PATIENCE {
+                    deposits.store(deposit(&mut database).unwrap(), Ordering::Relaxed);
+                }
+            });
+            while deposits.load(Ordering::Relaxed) < 20 {
+                assert!(began.elapsed() < PATIENCE);
+                std::thread::yield_now();
+            }
+            let before = deposits.load(Ordering::Relaxed);
+            let ended = sandbox.pipe(&[
+                NEW,
+                DUMP,
+                ADD,
+                PUSH,
+                &["bk-verify", "--from", "dest"],
+                &["bk-prune", "--from", "dest", "--keep-last", "3", "-q"],
+            ]);
+            let after = deposits.load(Ordering::Relaxed);
+            stop.store(true, Ordering::Relaxed);
+            (all_ok(ended).stdout, before, after)
+        });
+        assert!(began.elapsed() < PATIENCE, "a busy writer holds the copy up");
+        let restored = restore(&sandbox, &document, "restored.db");
+        let balance = balance(&restored);
+        assert!((before..=after).contains(&balance), "{before} <= {balance} <= {after}");
+        assert!(before < after, "the writer was held up");
+        assert_eq!(staged(&sandbox), Vec::<PathBuf>::new());
+        let found: String = Connection::open(&restored)
+            .unwrap()
+            .query_row("PRAGMA journal_mode", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(found, journal);
+    }
+}
+
+#[test]
+fn what_is_no_sound_database_becomes_no_backup() {
+    let sandbox = Sandbox::new();
+    sandbox.write("photo.jpg", "a photo");
+    let path = bank(&sandbox, "delete", 20);
+    all_ok(sandbox.pipe(&[NEW, DUMP, ADD, PUSH]));
+    let sound = fs::read(&path).unwrap();
+    let mut flipped = sound.clone();
+    // The b-tree of the first table; pages of 4096 bytes.
+    flipped[4096..4096 + 200].fill(0x5a);
+    let mut headless = sound.clone();
+    headless[..100].fill(0x5a);
+    let cases: [(&[u8], &str); 6] = [
+        (&flipped, "corrupt"),
+        (&sound[..sound.len() / 2], "corrupt"),
+        (&sound[..5000], "corrupt"),
+        (&headless, "not an SQLite database"),
+        (&b"a text that is no database at all\n".repeat(500), "not an SQLite database"),
+        (b"short", "not an SQLite database"),
+    ];
+    for (content, words) in cases {
+        fs::write(&path, content).unwrap();
+        let ended = sandbox.pipe(&[NEW, DUMP, ADD, PUSH]);
+        assert_eq!(ended[1].code, 1, "{words}: {}", ended[1].stderr);
+        assert_eq!(lines(&ended[1].stderr).len(), 1, "{}", ended[1].stderr);
+        assert!(ended[1].stderr.contains(words), "{words}: {}", ended[1].stderr);
+        assert_eq!(ended[3].code, 21);
+        assert_eq!(sandbox.backups().len(), 1);
+        assert_eq!(staged(&sandbox), Vec::<PathBuf>::new());
+        assert_eq!(fs::read(&path).unwrap(), content, "the source was written to");
+    }
+    fs::remove_file(&path).unwrap();
+    assert_eq!(sandbox.pipe(&[NEW, DUMP, PUSH])[1].code, 13);
+    assert!(!path.exists(), "a missing database was made");
+    fs::create_dir(&path).unwrap();
+    assert_eq!(sandbox.pipe(&[NEW, DUMP, PUSH])[1].code, 1);
+    assert_eq!(sandbox.backups().len(), 1);
+}
+
+#[test]
+fn a_lock_is_waited_for_only_so_long() {
+    for journal in ["delete", "wal"] {
+        let sandbox = Sandbox::new();
+        let path = bank(&sandbox, journal, 1);
+        let mut holder = Connection::open(&path).unwrap();
+        if journal == "wal" {
+            holder.pragma_update(None, "locking_mode", "EXCLUSIVE").unwrap();
+            deposit(&mut holder).unwrap();
+        } else {
+            holder.execute_batch("BEGIN EXCLUSIVE").unwrap();
+        }
+        let impatient = [DUMP, &["--busy-timeout", "1"]].concat();
+        let began = Instant::now();
+        let ended = sandbox.pipe(&[NEW, &impatient, PUSH]);
+        assert!(began.elapsed() >= Duration::from_secs(1), "it did not wait");
+        assert!(began.elapsed() < Duration::from_secs(20), "it waited too long");
+        assert_eq!(ended[1].code, 1);
+        assert_eq!(lines(&ended[1].stderr).len(), 1, "{}", ended[1].stderr);
+        assert!(ended[1].stderr.contains("locked for longer than 1 s"), "{}", ended[1].stderr);
+        assert_eq!(ended[2].code, 21);
+        assert!(sandbox.backups().is_empty());
+        // With more patience it is had as soon as the lock goes.
+        let document = std::thread::scope(|scope| {
+            let pipe = scope.spawn(|| all_ok(sandbox.pipe(&[NEW, DUMP, PUSH])).stdout);
+            std::thread::sleep(Duration::from_millis(300));
+            drop(holder);
+            pipe.join().unwrap()
+        });
+        let expected = i64::from(journal == "wal");
+        assert_eq!(balance(&restore(&sandbox, &document, "restored.db")), expected);
+    }
+}
+
+/// Runs a dump as a user who may read the database, but not write beside it.
+fn dump_as_reader(sandbox: &Sandbox) -> (Ended, Ended) {
+    let data = sandbox.path("data");
+    fs::set_permissions(sandbox.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+    for file in files_below(&data) {
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o444)).unwrap();
+    }
+    let mut step = Vec::new();
+    if rustix::process::geteuid().is_root() {
+        step.extend(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]);
+        fs::create_dir_all(sandbox.path("stage")).unwrap();
+        let stage = sandbox.path("stage");
+        std::os::unix::fs::chown(&stage, Some(65534), Some(65534)).unwrap();
+    }
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o555)).unwrap();
+    // Where the tools were built may be closed to others.
+    let tool = sandbox.path("bk-dump");
+    fs::copy(bin_dir().join("bk-dump"), &tool).unwrap();
+    step.push(tool.to_str().unwrap());
+    step.extend(&DUMP[1..]);
+    let mut ended = sandbox.pipe(&[NEW, &step, PUSH]);
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o755)).unwrap();
+    let push = ended.pop().unwrap();
+    (ended.pop().unwrap(), push)
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_gives_a_good_copy_or_a_clear_line() {
+    for case in ["delete", "wal", "wal in use", "wal left behind"] {
+        let sandbox = Sandbox::new();
+        let path = bank(&sandbox, case.split(' ').next().unwrap(), 1);
+        let mut writer = Connection::open(&path).unwrap();
+        assert_eq!(deposit(&mut writer).unwrap(), 1);
+        if case == "wal left behind" {
+            // As a crash leaves it: what was committed is in the -wal only.
+            let wal = fs::read(sandbox.path("data/app.db-wal")).unwrap();
+            let main = fs::read(&path).unwrap();
+            drop(writer);
+            fs::write(&path, main).unwrap();
+            fs::write(sandbox.path("data/app.db-wal"), wal).unwrap();
+        } else if case != "wal in use" {
+            drop(writer);
+        }
+        let (dump, push) = dump_as_reader(&sandbox);
+        if dump.code == 0 {
+            assert_eq!(push.code, 0, "{case}: {}", push.stderr);
+            assert_eq!(balance(&restore(&sandbox, &push.stdout, "restored.db")), 1, "{case}");
+        } else {
+            assert_eq!(dump.code, 1, "{case}: {}", dump.stderr);
+            assert_eq!(lines(&dump.stderr).len(), 1, "{case}: {}", dump.stderr);
+            assert!(
+                dump.stderr.contains("must be able to write to the folder"),
+                "{case}: {}",
+                dump.stderr
+            );
+            assert_eq!(push.code, 21, "{case}");
+            assert!(case.starts_with("wal"), "{case}: nothing of it needs to be written");
+        }
+    }
+}
+
+#[test]
+fn a_restore_overwrites_nothing() {
+    let sandbox = Sandbox::new();
+    let path = bank(&sandbox, "wal", 1);
+    let document = all_ok(sandbox.pipe(&[NEW, DUMP, PUSH])).stdout;
+    sandbox.fetch(&document, "back");
+    // The application goes on, and leaves files beside its database.
+    let mut database = Connection::open(&path).unwrap();
+    assert_eq!(deposit(&mut database).unwrap(), 1);
+    let names = || {
+        let mut names: Vec<String> = files_below(&sandbox.path("data"))
+            .iter()
+            .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
+            .collect();
+        names.sort();
+        names
+    };
+    let with_all = ["app.db", "app.db-shm", "app.db-wal"];
+    assert_eq!(names(), with_all);
+    let target = path.to_str().unwrap();
+    let restore = ["restore", "--from", "back", "--to", target];
+    let refused = sandbox.run("bk-dump", &restore, &document).expect(2);
+    assert_eq!(lines(&refused.stderr).len(), 1, "{}", refused.stderr);
+    assert!(refused.stderr.contains("--replace"), "{}", refused.stderr);
+    assert_eq!(names(), with_all);
+    assert_eq!(deposit(&mut database).unwrap(), 2);
+    // As after a crash: with files beside it that nobody has open.
+    let files: Vec<(PathBuf, Vec<u8>)> = files_below(&sandbox.path("data"))
+        .into_iter()
+        .map(|path| {
+            let bytes = fs::read(&path).unwrap();
+            (path, bytes)
+        })
+        .collect();
+    drop(database);
+    for (path, bytes) in &files {
+        fs::write(path, bytes).unwrap();
+    }
+    let replace = [&restore[..], &["--replace"]].concat();
+    sandbox.run("bk-dump", &replace, &document).expect(0);
+    let aside: Vec<String> = names().into_iter().filter(|name| name.contains(".before-")).collect();
+    assert_eq!(aside.len(), 3, "{:?}", names());
+    assert!(aside[1].ends_with("-shm") && aside[2].ends_with("-wal"), "{aside:?}");
+    assert_eq!(balance(&path), 0, "the old -wal was taken for the new database's");
+    assert_eq!(balance(&sandbox.path("data").join(&aside[0])), 2);
+}
+
+/// A process that writes into the database until it is killed.
+struct Writer(Child);
+
+impl Writer {
+    fn start(path: &Path, statements: &str) -> Self {
+        let script = format!(
+            "import sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=60)
+database.execute('PRAGMA synchronous = OFF')
+database.execute('PRAGMA cache_size = 5')
+while True:
+    for statement in {statements:?}.split(';'):
+        database.execute(statement)"
+        );
+        let child = Command::new("python3")
+            .args(["-c", &script])
+            .arg(path)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Writer(child)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn what_a_killed_writer_left_is_read_as_the_application_would() {
+    let mut random = Random::from_run();
+    for journal in ["wal", "delete"] {
+        let sandbox = Sandbox::new();
+        let path = bank(&sandbox, journal, 50);
+        let statements = "BEGIN IMMEDIATE; UPDATE total SET n = n + 1; \
+            UPDATE padding SET noise = randomblob(100000) WHERE rowid % 7 = 0; \
+            INSERT INTO log SELECT n, randomblob(2000) FROM total; COMMIT";
+        for round in 0..6 {
+            let writer = Writer::start(&path, statements);
+            let began = Instant::now();
+            while Connection::open(&path)
+                .and_then(|database| {
+                    database.busy_timeout(PATIENCE)?;
+                    database.query_row("SELECT n > ?1 FROM total", [round * 3], |row| row.get(0))
+                })
+                .is_ok_and(|is_at_work: bool| !is_at_work)
+            {
+                assert!(began.elapsed() < PATIENCE, "the writer does not write");
+            }
+            std::thread::sleep(Duration::from_millis(random.below(60)));
+            drop(writer);
+            let ended = sandbox.pipe(&[NEW, DUMP, PUSH]);
+            let copied = if ended[1].code == 0 {
+                let name = format!("restored-{round}.db");
+                Some(balance(&restore(&sandbox, &ended[2].stdout, &name)))
+            } else {
+                // A transaction that must be rolled back first, which a reader does not do.
+                assert_eq!(ended[1].code, 1);
+                assert_eq!(lines(&ended[1].stderr).len(), 1, "{}", ended[1].stderr);
+                assert!(ended[1].stderr.contains("after a crash"), "{}", ended[1].stderr);
+                assert_eq!(ended[2].code, 21);
+                assert_eq!(journal, "delete", "{}", ended[1].stderr);
+                None
+            };
+            // What the application finds when it comes back.
+            let found = balance(&path);
+            assert!(copied.is_none_or(|copied| copied == found), "{copied:?}, not {found}");
+        }
+        let document = all_ok(sandbox.pipe(&[NEW, DUMP, PUSH])).stdout;
+        assert_eq!(balance(&restore(&sandbox, &document, "last.db")), balance(&path));
+    }
+}
+
+#[test]
+fn a_killed_dump_leaves_no_backup_and_no_lock() {
+    let mut random = Random::from_run();
+    let sandbox = Sandbox::new();
+    let path = bank(&sandbox, "wal", 300);
+    let mut database = Connection::open(&path).unwrap();
+    let began = Instant::now();
+    all_ok(sandbox.pipe(&[NEW, DUMP, PUSH]));
+    let length = u64::try_from(began.elapsed().as_millis()).unwrap();
+    let mut backups = 1;
+    for round in 0..8 {
+        let new = sandbox.run(NEW[0], &NEW[1..], b"").ok().stdout;
+        fs::write(sandbox.path("new"), new).unwrap();
+        let mut dump = sandbox
+            .command(DUMP[0])
+            .args(&DUMP[1..])
+            .stdin(fs::File::open(sandbox.path("new")).unwrap())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut push = sandbox
+            .command(PUSH[0])
+            .args(&PUSH[1..])
+            .stdin(dump.stdout.take().unwrap())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(sandbox.path("tmp/said")).unwrap())
+            .spawn()
+            .unwrap();
+        let moment = random.below(length);
+        std::thread::sleep(Duration::from_millis(moment));
+        dump.kill().unwrap();
+        dump.wait().unwrap();
+        match push.wait().unwrap().code() {
+            // It had ended its document just before.
+            Some(0) => backups += 1,
+            code => {
+                let said = fs::read_to_string(sandbox.path("tmp/said")).unwrap();
+                assert_eq!(code, Some(21), "round {round}, killed after {moment} ms: {said}");
+            }
+        }
+        assert_eq!(sandbox.backups().len(), backups);
+        deposit(&mut database).unwrap();
+        database
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))
+            .unwrap();
+    }
+    let document = all_ok(sandbox.pipe(&[NEW, DUMP, PUSH])).stdout;
+    assert_eq!(staged(&sandbox), Vec::<PathBuf>::new(), "it was not swept");
+    assert_eq!(balance(&restore(&sandbox, &document, "restored.db")), 8);
+}
