@@ -178,7 +178,7 @@ fn a_claim_is_not_believed_where_the_object_has_another_size() {
     sandbox.back_up();
     let volume = &sandbox.volumes()[0];
     let length = fs::metadata(volume).unwrap().len();
-    fs::OpenOptions::new().write(true).open(volume).unwrap().set_len(length - 1).unwrap();
+    fs::OpenOptions::new().write(true).open(volume).unwrap().set_len(length / 2).unwrap();
     let document = sandbox.back_up();
     sandbox.fetch(&document, "back");
     assert_eq!(fs::read(sandbox.path("back/f")).unwrap(), b"content");
