@@ -31,9 +31,14 @@ prepare() {
   need python3 python3 'its tarfile reads our volumes, too'
   need strace strace 'shows what is written to the disk before what'
   need bats bats 'runs the tests of the scripts'
+  need docker docker.io 'runs a database in a container'
+  need docker-compose docker-compose 'starts it as an application would'
   install_missing
   [[ -e ${server[0]} ]] || "${as_root[@]}" sed -i '/# test.sh$/d' "${settings}"
 }
+
+# Not local: the trap runs when main has returned.
+log=''
 
 # Adds what a runner's output says to `passed`, `failed` and `skipped`. $1: the file with it.
 count() {
@@ -58,7 +63,7 @@ count() {
 }
 
 main() {
-  local log passed=0 failed=0 skipped=0 code=0 workspace=(--manifest-path "${here}/../Cargo.toml" --locked --workspace)
+  local passed=0 failed=0 skipped=0 code=0 workspace=(--manifest-path "${here}/../Cargo.toml" --locked --workspace)
   prepare
   log=$(mktemp) && trap 'rm -f -- "${log}"' EXIT
   if cargo nextest --version >/dev/null 2>&1; then
