@@ -1,7 +1,6 @@
 //! Hard links: each repeats checksum and place of its first path, which may be any distance away.
 
 use bk_manifest::entry::{Entry, Kind};
-use bk_manifest::path::RelPath;
 use bk_manifest::sort::Sorter;
 use bk_manifest::spool::{Entries, Spool};
 
@@ -14,7 +13,7 @@ const BUDGET: usize = 8 << 20;
 ///
 /// # Errors
 /// A full disk under the temporary files.
-pub fn resolve(entries: Entries) -> anyhow::Result<(Entries, Vec<RelPath>)> {
+pub fn resolve(entries: &Entries) -> anyhow::Result<(Entries, Vec<Entry>)> {
     // Links in the order of their first paths, to be met while reading the entries once …
     let mut by_target = Sorter::new(BUDGET);
     for entry in entries.iter() {
@@ -22,9 +21,6 @@ pub fn resolve(entries: Entries) -> anyhow::Result<(Entries, Vec<RelPath>)> {
         if let Kind::Hardlink(target) = &entry.kind {
             by_target.push(&pair(&target.sort_key(), &entry.path.sort_key()))?;
         }
-    }
-    if by_target.is_empty() {
-        return Ok((entries, Vec::new()));
     }
     // … and then in their own order, with the place of the first path's entry.
     let mut by_path = Sorter::new(BUDGET);
@@ -53,7 +49,7 @@ pub fn resolve(entries: Entries) -> anyhow::Result<(Entries, Vec<RelPath>)> {
                 record.as_ref().is_ok_and(|record| unpair(record).0 == &key[..])
             };
             let Some(record) = resolved.next_if(is_mine) else {
-                orphans.push(entry.path);
+                orphans.push(entry);
                 continue;
             };
             let record = record?;
@@ -96,6 +92,7 @@ mod tests {
     use super::*;
     use bk_manifest::digest::Digest;
     use bk_manifest::entry::At;
+    use bk_manifest::path::RelPath;
 
     #[test]
     fn links_get_what_their_first_path_has() {
@@ -115,10 +112,10 @@ mod tests {
             link.kind = Kind::Hardlink(RelPath::new(target).unwrap());
             spool.push(&link).unwrap();
         }
-        let (entries, orphans) = resolve(spool.finish().unwrap()).unwrap();
+        let (entries, orphans) = resolve(&spool.finish().unwrap()).unwrap();
         let entries: Vec<Entry> = entries.iter().map(Result::unwrap).collect();
         assert_eq!(entries.len(), 3);
-        assert_eq!(orphans, [RelPath::new("b").unwrap()]);
+        assert_eq!(orphans[0].path, RelPath::new("b").unwrap());
         for link in &entries[1..] {
             assert_eq!(link.checksum, first.checksum);
             assert_eq!(link.at.as_ref().unwrap().member.as_deref(), Some(&b"a/x"[..]));

@@ -8,12 +8,12 @@
 mod large;
 mod plain;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use anyhow::Context;
 use bk_manifest::beneath::{Cursor, Root};
 use bk_manifest::digest::Digest;
-use bk_manifest::entry::{At, Entry};
+use bk_manifest::entry::{At, Entry, Kind};
 use bk_manifest::exit::{Exit, Failure};
 use bk_manifest::left_out::{LeftOut, Reason};
 use bk_manifest::manifest::SourceKind;
@@ -67,6 +67,7 @@ pub struct Packer<'a> {
     known: &'a mut KnownContent,
     /// The entries that are done, in order.
     out: Spool,
+    contents: Contents,
     wave: Vec<Item>,
     wave_bytes: u64,
     volume: Option<OpenVolume>,
@@ -110,10 +111,49 @@ enum Fate {
     New(SmallFile),
 }
 
+/// What a backup's entries refer to, and how many there are.
+#[derive(Clone, Debug, Default)]
+pub struct Contents {
+    /// Live bytes by backup (`None` is this one) and object.
+    pub live: BTreeMap<(Option<String>, String), u64>,
+    /// Number of entries and bytes of files by component.
+    pub components: BTreeMap<String, (u64, u64)>,
+    /// Whether there are hard links, which get their content in the end.
+    pub has_links: bool,
+}
+
+impl Contents {
+    fn add(&mut self, entry: &Entry) {
+        let component = match self.components.get_mut(entry.component()) {
+            Some(component) => component,
+            None => self.components.entry(entry.component().to_owned()).or_default(),
+        };
+        component.0 += 1;
+        self.has_links |= matches!(entry.kind, Kind::Hardlink(_));
+        if !entry.is_file() {
+            return;
+        }
+        let size = entry.size.unwrap_or(0);
+        component.1 += size;
+        if let Some(at) = &entry.at {
+            *self.live.entry((at.backup.clone(), at.object.clone())).or_default() += size;
+        }
+    }
+
+    /// Takes an entry out that was left out after all; one without content of its own.
+    pub fn remove(&mut self, entry: &Entry) {
+        if let Some(component) = self.components.get_mut(entry.component()) {
+            component.0 -= 1;
+        }
+    }
+}
+
 /// What a packer leaves.
 pub struct Packed {
     /// The entries, in order, each with its `at`.
     pub entries: bk_manifest::spool::Entries,
+    /// What they refer to.
+    pub contents: Contents,
     /// What could not be taken.
     pub left_out: LeftOut,
     /// The components that it belongs to.
@@ -136,6 +176,7 @@ impl<'a> Packer<'a> {
             tools,
             known,
             out: Spool::new()?,
+            contents: Contents::default(),
             wave: Vec::new(),
             wave_bytes: 0,
             volume: None,
@@ -209,6 +250,7 @@ impl<'a> Packer<'a> {
         self.close_volume()?;
         Ok(Packed {
             entries: self.out.finish()?,
+            contents: self.contents,
             left_out: self.left_out,
             partial: self.partial,
             totals: self.totals,
@@ -322,7 +364,7 @@ impl<'a> Packer<'a> {
         let size = entry.size.unwrap_or(0);
         match item.fate {
             Fate::Done => {
-                self.out.push(&entry)?;
+                self.done(&entry)?;
                 return Ok(());
             }
             Fate::NotTaken(not_taken) => {
@@ -348,7 +390,14 @@ impl<'a> Packer<'a> {
             }
         }
         self.tools.progress.advance(size, 1);
-        self.out.push(&entry)?;
+        self.done(&entry)?;
+        Ok(())
+    }
+
+    /// Puts an entry behind those that are done.
+    fn done(&mut self, entry: &Entry) -> anyhow::Result<()> {
+        self.contents.add(entry);
+        self.out.push(entry)?;
         Ok(())
     }
 

@@ -21,7 +21,7 @@ use crate::base::{Base, present};
 use crate::catalog::NeededObject;
 use crate::destination::Destination;
 use crate::known::KnownContent;
-use crate::pack::{LARGE_BYTES, Packed, Packer, Tools, Totals};
+use crate::pack::{Contents, LARGE_BYTES, Packed, Packer, Tools, Totals};
 use crate::partial::Begun;
 use crate::source::Sources;
 use crate::store::Store;
@@ -97,11 +97,16 @@ pub fn push(
     let (_, trailer) = incoming.end()?;
     let looked = push.settle(destination, &folder, &mut packed)?;
     progress.end();
-    let (entries, orphans) = links::resolve(packed)?;
-    for orphan in orphans {
-        push.left_out.add(Reason::Vanished, &orphan);
+    let Stored { mut entries, mut contents } = packed;
+    if contents.has_links {
+        let (resolved, orphans) = links::resolve(&entries)?;
+        entries = resolved;
+        for orphan in orphans {
+            push.left_out.add(Reason::Vanished, &orphan.path);
+            contents.remove(&orphan);
+        }
     }
-    let mut document = push.document(header, trailer, &folder, &entries, options)?;
+    let mut document = push.document(header, trailer, &folder, &contents, options)?;
     let place = commit(store, &folder, &entries, &mut document, options.format)?;
     push.look_again(store, &folder, &place, looked, &document)?;
 
@@ -144,6 +149,12 @@ struct Push<'a> {
     progress: &'a dyn Progress,
 }
 
+/// Entries whose content is at the destination.
+struct Stored {
+    entries: Entries,
+    contents: Contents,
+}
+
 /// The document that is to be committed.
 struct Document {
     header: Header,
@@ -156,7 +167,7 @@ impl Push<'_> {
     fn pass(
         &mut self,
         next: &mut dyn FnMut() -> anyhow::Result<Option<Entry>>,
-    ) -> anyhow::Result<Entries> {
+    ) -> anyhow::Result<Stored> {
         let (uploader, queue) = Uploader::channel();
         let partial = &mut self.partial;
         let (packed, stored) = std::thread::scope(|scope| {
@@ -193,7 +204,7 @@ impl Push<'_> {
         self.faults.extend(packed.partial);
         self.totals.stored += packed.totals.stored;
         self.totals.inherited += packed.totals.inherited;
-        Ok(packed.entries)
+        Ok(Stored { entries: packed.entries, contents: packed.contents })
     }
 
     /// Looks at the marks, then at the presence of every object that the entries need, and stores
@@ -202,11 +213,11 @@ impl Push<'_> {
         &mut self,
         destination: &dyn Destination,
         folder: &str,
-        entries: &mut Entries,
+        stored: &mut Stored,
     ) -> anyhow::Result<Time> {
         for _ in 0..PASSES {
             let looked = destination.now()?;
-            let missing = self.missing(destination, folder, entries)?;
+            let missing = self.missing(destination, folder, &stored.contents)?;
             if missing.is_empty() {
                 return Ok(looked);
             }
@@ -222,9 +233,10 @@ impl Push<'_> {
                     self.lost.insert(object.record.object);
                 }
             }
-            let again = std::mem::replace(entries, bk_manifest::spool::Spool::new()?.finish()?);
-            let mut iter = again.iter();
-            *entries = self.pass(&mut || iter.next().transpose())?;
+            let mut again = stored.entries.iter();
+            let next = self.pass(&mut || again.next().transpose())?;
+            drop(again);
+            *stored = next;
         }
         Err(fail(Exit::Failed, "objects vanish at the destination as fast as they are stored"))
     }
@@ -233,11 +245,11 @@ impl Push<'_> {
         &self,
         destination: &dyn Destination,
         folder: &str,
-        entries: &Entries,
+        contents: &Contents,
     ) -> anyhow::Result<Vec<NeededObject>> {
         let marks = mark::read_all(destination)?;
         let marked = mark::marked_names(&marks);
-        let needed = self.needed(folder, &self.objects(entries)?.0)?;
+        let needed = self.needed(folder, &self.objects(contents)?)?;
         let there = present(destination, &needed)?;
         let there: BTreeSet<&str> = there.iter().map(|object| object.name.as_str()).collect();
         Ok(needed
@@ -264,33 +276,20 @@ impl Push<'_> {
             .collect()
     }
 
-    /// The objects that entries refer to, with their live bytes, and each component's files.
-    fn objects(&self, entries: &Entries) -> anyhow::Result<(Vec<ObjectRecord>, Contents)> {
-        let mut live: BTreeMap<(Option<String>, String), u64> = BTreeMap::new();
-        let mut contents = Contents::new();
-        for entry in entries.iter() {
-            let entry = entry?;
-            let sums = contents.entry(entry.component().to_owned()).or_default();
-            sums.0 += 1;
-            sums.1 += entry.size.filter(|_| entry.is_file()).unwrap_or(0);
-            if let Some(at) =
-                entry.at.filter(|_| matches!(entry.kind, bk_manifest::entry::Kind::File))
-            {
-                *live.entry((at.backup, at.object)).or_default() += entry.size.unwrap_or(0);
-            }
-        }
-        let objects = live
-            .into_iter()
+    /// The records of the objects that entries refer to.
+    fn objects(&self, contents: &Contents) -> anyhow::Result<Vec<ObjectRecord>> {
+        contents
+            .live
+            .iter()
             .map(|((backup, object), live)| {
-                let record = match &backup {
-                    None => self.own.get(&object),
-                    Some(backup) => self.base.usable.get(backup, &object),
+                let record = match backup {
+                    None => self.own.get(object),
+                    Some(backup) => self.base.usable.get(backup, object),
                 };
                 let record = record.with_context(|| format!("'{object}' is not known"))?;
-                Ok(ObjectRecord { backup, live, ..record.clone() })
+                Ok(ObjectRecord { backup: backup.clone(), live: *live, ..record.clone() })
             })
-            .collect::<anyhow::Result<_>>()?;
-        Ok((objects, contents))
+            .collect()
     }
 
     /// Header and trailer as they are to be stored.
@@ -299,10 +298,10 @@ impl Push<'_> {
         mut header: Header,
         mut trailer: Trailer,
         folder: &str,
-        entries: &Entries,
+        contents: &Contents,
         options: Options,
     ) -> anyhow::Result<Document> {
-        let (objects, contents) = self.objects(entries)?;
+        let objects = self.objects(contents)?;
         let referred: BTreeSet<&String> =
             objects.iter().filter_map(|object| object.backup.as_ref()).collect();
         let chain: BTreeMap<&String, String> = referred
@@ -320,7 +319,7 @@ impl Push<'_> {
         header.set("backup", json!(backup));
         header.set("chain", json!(chain));
         let mut components = trailer.components()?;
-        for name in contents.keys() {
+        for name in contents.components.keys() {
             if !components.iter().any(|component| component.name == *name) {
                 components.push(Component {
                     name: name.clone(),
@@ -331,7 +330,8 @@ impl Push<'_> {
             }
         }
         for component in &mut components {
-            let (count, size) = contents.get(&component.name).copied().unwrap_or_default();
+            let (count, size) =
+                contents.components.get(&component.name).copied().unwrap_or_default();
             component.extra.insert("count".into(), count.into());
             component.extra.insert("size".into(), size.into());
             if self.faults.contains(&component.name) {
@@ -379,9 +379,6 @@ impl Push<'_> {
         ))
     }
 }
-
-/// By component: number of entries and bytes of files.
-type Contents = BTreeMap<String, (u64, u64)>;
 
 /// Puts the side files, then the manifest: the commit. Returns the manifest's name.
 fn commit(

@@ -38,7 +38,7 @@ impl Packer<'_> {
                     entry.at = Some(at);
                     self.totals.inherited += size;
                     self.tools.progress.advance(size, 1);
-                    self.out.push(&entry)?;
+                    self.done(&entry)?;
                     return Ok(());
                 }
             }
@@ -64,7 +64,7 @@ impl Packer<'_> {
                 volume.count += 1;
             }
             self.known.add(&entry)?;
-            self.out.push(&entry)?;
+            self.done(&entry)?;
             self.tools.progress.advance(0, 1);
             return self.close_full_volume();
         }

@@ -22,7 +22,7 @@ impl Packer<'_> {
         {
             self.totals.inherited += size;
             entry.at = Some(at);
-            self.out.push(&entry)?;
+            self.done(&entry)?;
             return Ok(());
         }
         let unreadable = |error: io::Error| {
@@ -60,7 +60,7 @@ impl Packer<'_> {
         self.tools.uploader.close(entries)?;
         self.totals.stored += size;
         self.known.add(&entry)?;
-        self.out.push(&entry)?;
+        self.done(&entry)?;
         self.tools.progress.advance(0, 1);
         Ok(())
     }
