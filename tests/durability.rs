@@ -28,16 +28,17 @@ fn objects_are_on_the_disk_before_their_names_and_the_manifest_is_last() {
     let mut synced: HashMap<String, usize> = HashMap::new();
     let mut names = Vec::new();
     for (number, call) in calls.iter().enumerate() {
-        // `fsync(5</path>) = 0`, `renameat2(AT_FDCWD…, "/old", AT_FDCWD…, "/new", …) = 0`
+        // `fsync(5</path>) = 0`, `renameat2(6</folder>, "old", 7</other>, "new", …) = 0`
         if call.contains("fsync(") {
             let path = call.split('<').nth(1).and_then(|rest| rest.split('>').next()).unwrap();
             synced.insert(path.to_owned(), number);
         } else if call.contains("rename") && call.contains("/dest/") {
             assert!(call.trim_end().ends_with("= 0"), "{call}");
-            let quoted: Vec<&str> = call.split('"').collect();
-            let (old, new) = (quoted[1], quoted[3]);
-            assert!(synced.contains_key(old), "{old} was renamed before it was synced");
-            names.push((number, new.to_owned()));
+            let parts: Vec<&str> = call.split(['<', '>', '"']).collect();
+            let (old, new) =
+                (format!("{}/{}", parts[1], parts[3]), format!("{}/{}", parts[5], parts[7]));
+            assert!(synced.contains_key(&old), "{old} was renamed before it was synced: {call}");
+            names.push((number, new));
         }
     }
     assert!(names.iter().any(|(_, name)| name.ends_with("000001.tar.zst")), "{calls:#?}");

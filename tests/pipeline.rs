@@ -357,3 +357,102 @@ fn two_trees_keep_apart_by_prefix() {
     assert_eq!(fs::read(sandbox.path("back/main/f")).unwrap(), b"first");
     assert_eq!(fs::read(sandbox.path("back/extra/more/f")).unwrap(), b"second");
 }
+
+#[test]
+fn a_manifest_pushed_to_two_destinations_is_no_parent_across_them() {
+    let sandbox = Sandbox::new();
+    sandbox.init("other", "24h");
+    for number in 0..3 {
+        sandbox.write(&format!("{number}"), vec![b'a' + number; 100]);
+        settle();
+        let latest = ["manifest", "latest", "--from", "dest", "--app", "app", "--or-none"];
+        fs::write(sandbox.path("parent.json"), sandbox.run("bk-push", &latest, b"").ok().stdout)
+            .unwrap();
+        let made = sandbox.pipe(&[
+            &["bk-manifest", "new", "--app", "app", "--parent", "parent.json"],
+            &["bk-manifest", "add", "--root", "src"],
+        ]);
+        for dest in ["dest", "other"] {
+            sandbox.run("bk-push", &["--to", dest], &made[1].stdout).expect(0);
+        }
+    }
+    let before = snapshot(&sandbox.path("src"));
+    for dest in ["dest", "other"] {
+        let document = sandbox.run("bk-push", &["manifest", "latest", "--from", dest], b"").ok();
+        let fetch = ["fetch", "--from", dest, "--target", &format!("back-{dest}")];
+        sandbox.run("bk-push", &fetch, &document.stdout).expect(0);
+        assert_same_tree(&before, &snapshot(&sandbox.path(&format!("back-{dest}"))));
+    }
+}
+
+#[test]
+fn a_second_push_in_the_pipe_stores_by_itself() {
+    let sandbox = Sandbox::new();
+    sandbox.init("other", "24h");
+    sandbox.write("a", "aaaa");
+    settle();
+    fs::write(sandbox.path("parent.json"), sandbox.back_up()).unwrap();
+    sandbox.write("b", "bbbb");
+    let ended = sandbox.pipe(&[
+        &["bk-manifest", "new", "--app", "app", "--parent", "parent.json"],
+        &["bk-manifest", "add", "--root", "src"],
+        &["bk-push", "--to", "dest"],
+        &["bk-push", "--to", "other"],
+    ]);
+    let document = ended.into_iter().next_back().unwrap().expect(0).stdout;
+    let fetch = ["fetch", "--from", "other", "--target", "back"];
+    sandbox.run("bk-push", &fetch, &document).expect(0);
+    assert_same_tree(&snapshot(&sandbox.path("src")), &snapshot(&sandbox.path("back")));
+}
+
+#[test]
+fn a_tree_without_content_comes_back_by_hand() {
+    let sandbox = Sandbox::new();
+    fs::create_dir(sandbox.path("src/folder")).unwrap();
+    std::os::unix::fs::symlink("nowhere", sandbox.path("src/link")).unwrap();
+    sandbox.back_up();
+    let script = sandbox.backups()[0].join("RESTORE.txt");
+    run(Command::new("bash").arg(script).arg(sandbox.path("by-hand")), b"").expect(0);
+    assert_same_tree(&snapshot(&sandbox.path("src")), &snapshot(&sandbox.path("by-hand")));
+}
+
+#[test]
+fn a_link_to_a_lost_file_is_lost_too() {
+    let sandbox = Sandbox::new();
+    sandbox.write("a", "content");
+    fs::hard_link(sandbox.path("src/a"), sandbox.path("src/b")).unwrap();
+    let document = sandbox.back_up();
+    fs::remove_file(&sandbox.volumes()[0]).unwrap();
+    fs::create_dir(sandbox.path("back")).unwrap();
+    for name in ["a", "b"] {
+        fs::write(sandbox.path("back").join(name), format!("old {name}")).unwrap();
+    }
+    let into = ["fetch", "--from", "dest", "--target", "back", "--into"];
+    let ended = sandbox.run("bk-push", &into, &document).expect(3);
+    assert!(ended.stderr.contains("lost: 'b'"), "{}", ended.stderr);
+    assert_eq!(fs::read(sandbox.path("back/b")).unwrap(), b"old b");
+}
+
+#[test]
+fn a_file_with_names_outside_the_target_is_not_changed_there() {
+    let sandbox = Sandbox::new();
+    sandbox.write("a", "content");
+    let document = sandbox.back_up();
+    fs::create_dir(sandbox.path("back")).unwrap();
+    fs::write(sandbox.path("outside"), "content").unwrap();
+    fs::set_permissions(sandbox.path("outside"), fs::Permissions::from_mode(0o640)).unwrap();
+    fs::hard_link(sandbox.path("outside"), sandbox.path("back/a")).unwrap();
+    let into = ["fetch", "--from", "dest", "--target", "back", "--into"];
+    sandbox.run("bk-push", &into, &document).expect(0);
+    let mode = fs::metadata(sandbox.path("outside")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o640);
+}
+
+#[test]
+fn a_target_in_a_destination_is_refused() {
+    let sandbox = Sandbox::new();
+    sandbox.write("a", "content");
+    let document = sandbox.back_up();
+    let fetch = ["fetch", "--from", "dest", "--target", "dest/deep/below"];
+    sandbox.run("bk-push", &fetch, &document).expect(2);
+}

@@ -200,3 +200,52 @@ fn a_named_pipe_swapped_in_does_not_stop_the_push() {
     sandbox.run("mkfifo", &["src/f"], b"").ok();
     sandbox.run("bk-push", &["--to", "dest"], &document).expect(3);
 }
+
+#[test]
+fn a_hard_link_whose_first_path_became_another_file_keeps_its_content() {
+    let sandbox = Sandbox::new();
+    for group in ["replaced", "removed"] {
+        sandbox.write(&format!("{group}-a"), format!("old {group}"));
+        let first = sandbox.path("src").join(format!("{group}-a"));
+        for link in ["b", "c"] {
+            fs::hard_link(&first, sandbox.path("src").join(format!("{group}-{link}"))).unwrap();
+        }
+    }
+    let document = walked(&sandbox);
+    sandbox.write("new", "new");
+    fs::rename(sandbox.path("src/new"), sandbox.path("src/replaced-a")).unwrap();
+    fs::remove_file(sandbox.path("src/removed-a")).unwrap();
+    let document = sandbox.run("bk-push", &["--to", "dest"], &document).expect(0).stdout;
+    sandbox.run("bk-push", &["fetch", "--from", "dest", "--target", "back"], &document).expect(0);
+    assert_eq!(fs::read(sandbox.path("back/replaced-a")).unwrap(), b"new");
+    for name in ["replaced-b", "replaced-c", "removed-b", "removed-c"] {
+        let group = name.split('-').next().unwrap();
+        assert_eq!(
+            fs::read(sandbox.path("back").join(name)).unwrap(),
+            format!("old {group}").as_bytes()
+        );
+    }
+}
+
+#[test]
+fn a_folder_that_was_moved_away_makes_a_partial_backup() {
+    let sandbox = Sandbox::new();
+    sandbox.write("folder/f", "x");
+    let document = walked(&sandbox);
+    fs::rename(sandbox.path("src/folder"), sandbox.path("moved")).unwrap();
+    let json = sandbox.run("bk-push", &["--to", "dest"], &document).expect(3).json();
+    assert_eq!(json["components"][0]["status"], "partial");
+}
+
+#[test]
+fn a_tree_named_by_a_link_is_refused() {
+    let sandbox = Sandbox::new();
+    fs::create_dir(sandbox.path("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(sandbox.path("elsewhere"), sandbox.path("src/events")).unwrap();
+    let ended = sandbox.pipe(&[
+        &["bk-manifest", "new", "--app", "app"],
+        &["bk-manifest", "add", "--root", "src", "events"],
+    ]);
+    assert_eq!(ended[1].code, 2);
+    assert!(ended[1].stderr.contains("symbolic link"), "{}", ended[1].stderr);
+}

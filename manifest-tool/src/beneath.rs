@@ -31,6 +31,14 @@ impl Root {
         Ok(Root { folder, path: path.to_owned() })
     }
 
+    /// The same open folder again.
+    ///
+    /// # Errors
+    /// If there are too many descriptors.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Root { folder: self.folder.try_clone()?, path: self.path.clone() })
+    }
+
     /// Its path, for messages.
     pub fn path(&self) -> &Path {
         &self.path

@@ -24,7 +24,7 @@ impl Lock {
     /// # Errors
     /// [`Exit::Busy`] if another process holds it; those of the file system.
     pub fn take(path: &Path, holder: &str) -> anyhow::Result<Self> {
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
@@ -33,6 +33,14 @@ impl Lock {
             .custom_flags(i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0))
             .open(path)
             .with_context(|| format!("cannot open the lock '{}'", path.display()))?;
+        Lock::hold(file, holder).with_context(|| format!("cannot lock '{}'", path.display()))
+    }
+
+    /// Takes the lock on a file that is open for reading and writing.
+    ///
+    /// # Errors
+    /// As [`Lock::take`].
+    pub fn hold(mut file: File, holder: &str) -> anyhow::Result<Self> {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -47,8 +55,7 @@ impl Lock {
                 .into());
             }
             Err(error) => {
-                return Err(io::Error::from(error))
-                    .with_context(|| format!("cannot lock '{}'", path.display()));
+                return Err(io::Error::from(error)).context("cannot take the lock");
             }
         }
         file.set_len(0)

@@ -30,6 +30,10 @@ pub const REPLACED_PREFIX: &[u8] = b".bk-replaced-";
 /// Memory for the names of one folder; more of them go through temporary files.
 const NAMES_BUDGET: usize = 8 << 20;
 
+/// Folders in folders beyond this are left out, as unreadable: each holds a descriptor and a piece of
+/// the stack. No path of ordinary length gets there.
+const DEPTH_LIMIT: usize = 1000;
+
 /// What to walk below a root, and what to leave out.
 #[derive(Default)]
 pub struct Options {
@@ -176,8 +180,15 @@ impl Walk<'_> {
                 (self.sink)(describe(path, Kind::Directory, &stat))?;
             }
             let (parent, name) = cursor.parent(&path).map_err(not_there)?;
-            statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
+            let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(|error| not_there(error.into()))?;
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+                let root = self.root.path().display();
+                let message = format!("'{root}/{path}' is a symbolic link, which is not followed");
+                return Err(Failure::new(Exit::Usage, message)
+                    .hint("name what it points to, as a tree of its own: --root DIR --as PREFIX")
+                    .into());
+            }
             let parent = parent.try_clone_to_owned().context("cannot keep a folder open")?;
             self.visit(parent.as_fd(), name, &path)?;
             last = Some(path);
@@ -264,6 +275,10 @@ impl Walk<'_> {
 
     fn visit(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: &RelPath) -> anyhow::Result<()> {
         crate::signal::check()?;
+        if path.as_bytes().split(|byte| *byte == b'/').count() > DEPTH_LIMIT {
+            let error = io::Error::other("it is nested too deeply");
+            return self.leave_out(Reason::Unreadable, path, Some(&error));
+        }
         let stat = match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => return self.leave_out(Reason::Vanished, path, None),

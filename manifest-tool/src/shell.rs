@@ -46,6 +46,7 @@ pub fn main<A: Parser>(
     if let Err(error) = signal::install() {
         console.line(&format!("warning: cannot catch signals: {error}"));
     }
+    raise_descriptor_limit();
     let result = run(&args, &console);
     console.end();
     let exit = match result {
@@ -61,6 +62,15 @@ pub fn main<A: Parser>(
         signal::die_of(signal);
     }
     ExitCode::from(exit.code())
+}
+
+/// A walk holds a descriptor for each folder above it; the usual limit of 1,024 is for programs that
+/// use `select`, which we do not.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Where it cannot be raised, deep trees are left out, which is said.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 fn usage(error: &clap::Error) -> ExitCode {

@@ -6,7 +6,7 @@ use std::io::{self, BufRead, Read, Write};
 use serde_json::{Value, json};
 
 use crate::digest::Digest;
-use crate::entry::Entry;
+use crate::entry::{Entry, Kind};
 use crate::exit::Exit;
 use crate::json::{self, CutError};
 use crate::manifest::{HEADER_ORDER, Header, Members, TRAILER_ORDER, Totals, Trailer, VERSION};
@@ -76,6 +76,7 @@ pub struct Reader<'a> {
     line: Vec<u8>,
     sum: FilesSum,
     last: Option<RelPath>,
+    is_last_folder: bool,
     count: u64,
     size: u64,
     has_ended: bool,
@@ -102,6 +103,7 @@ impl<'a> Reader<'a> {
             line: Vec::new(),
             sum: FilesSum::default(),
             last: None,
+            is_last_folder: false,
             count: 0,
             size: 0,
             has_ended: false,
@@ -133,6 +135,17 @@ impl<'a> Reader<'a> {
                 self.count + 1
             )));
         }
+        // What is below a path follows it at once.
+        if self.last.as_ref().is_some_and(|last| entry.path.below(last).is_some())
+            && !self.is_last_folder
+        {
+            return Err(Error::Malformed(format!(
+                "'{}' lies below what is no folder, in entry {}",
+                entry.path,
+                self.count + 1
+            )));
+        }
+        self.is_last_folder = entry.kind == Kind::Directory;
         self.count += 1;
         self.size = self.size.saturating_add(entry.size.unwrap_or(0));
         self.line.clear();

@@ -214,7 +214,7 @@ fn run_in_pipe(args: &Args, rules: Rules, console: &Console) -> anyhow::Result<E
         let plan = prune::plan(destination, &passed.series, &options, console)?;
         say(&mut std::io::stderr(), &report::table(&plan, &options.policy))?;
     } else {
-        let lock = prune::lock(destination, &holder())?;
+        let lock = prune::lock(destination, &passed.series, &holder())?;
         let outcome = prune::prune(destination, &passed.series, &options, console)?;
         drop(lock);
         summarize(args, &outcome, &options)?;
@@ -253,7 +253,6 @@ fn run_standalone(args: &Args, rules: Rules, console: &Console) -> anyhow::Resul
     let store = Store::open(&args.from)?;
     let options = options(args, rules, &store, None);
     let destination = store.destination.as_ref();
-    let lock = if args.dry_run { None } else { Some(prune::lock(destination, &holder())?) };
     let Some(series) = standalone_series(args, &store, &options)? else {
         console.note("no backup is at the destination: nothing to do");
         return Ok(Exit::Done);
@@ -262,10 +261,11 @@ fn run_standalone(args: &Args, rules: Rules, console: &Console) -> anyhow::Resul
         let plan = prune::plan(destination, &series, &options, console)?;
         say(&mut std::io::stdout(), &report::table(&plan, &options.policy))?;
     } else {
+        let lock = prune::lock(destination, &series, &holder())?;
         let outcome = prune::prune(destination, &series, &options, console)?;
+        drop(lock);
         summarize(args, &outcome, &options)?;
     }
-    drop(lock);
     Ok(Exit::Done)
 }
 
@@ -314,9 +314,7 @@ fn run_undelete(args: &Args) -> anyhow::Result<Exit> {
     let store = Store::open(&args.from)?;
     let destination = store.destination.as_ref();
     let now = args.now.unwrap_or_else(Time::now);
-    let lock = if args.dry_run { None } else { Some(prune::lock(destination, &holder())?) };
-    let clock = args.dry_run.then_some(now);
-    let survey = Survey::read(destination, store.grace(), clock)?;
+    let survey = Survey::read(destination, store.grace(), Some(now))?;
     let mut output = std::io::stdout();
     let Some(series) = undelete::series(&survey, series_name(args).as_deref())? else {
         say(&mut output, "no backup is marked\n")?;
@@ -325,9 +323,13 @@ fn run_undelete(args: &Args) -> anyhow::Result<Exit> {
     let result = if args.dry_run {
         undelete::preview(&survey, &series)
     } else {
-        undelete::undelete(destination, &survey, &series, &host_name())?
+        let lock = prune::lock(destination, &series, &holder())?;
+        // As it is now that nobody else changes it.
+        let survey = Survey::read(destination, store.grace(), None)?;
+        let undeleted = undelete::undelete(destination, &survey, &series, &host_name())?;
+        drop(lock);
+        undeleted
     };
-    drop(lock);
     if result.back.is_empty() && result.gone.is_empty() {
         say(&mut output, "no backup is marked\n")?;
     } else {

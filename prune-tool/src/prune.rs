@@ -42,14 +42,18 @@ pub struct Outcome {
     pub freed: u64,
 }
 
-/// Takes the destination's lock, waiting a little for it.
+/// Takes the series' lock, waiting a little for it.
 ///
 /// # Errors
 /// [`Exit::Busy`] if another run keeps it.
-pub fn lock(destination: &dyn Destination, holder: &str) -> anyhow::Result<Option<Lock>> {
+pub fn lock(
+    destination: &dyn Destination,
+    series: &str,
+    holder: &str,
+) -> anyhow::Result<Option<Lock>> {
     let mut waited = Duration::ZERO;
     loop {
-        match destination.lock(holder) {
+        match destination.lock(series, holder) {
             Err(error) if classify(&error) == Exit::Busy && waited < LOCK_PATIENCE => {
                 bk_manifest::signal::check()?;
                 std::thread::sleep(LOCK_PAUSE);

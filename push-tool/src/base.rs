@@ -5,13 +5,15 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use bk_manifest::manifest::{Header, Run, Trailer};
+use bk_manifest::digest::Digest;
+use bk_manifest::exit::{Exit, classify};
+use bk_manifest::manifest::Run;
 use bk_manifest::progress::Progress;
-use bk_manifest::stream::Reader;
 
-use crate::catalog::{Catalog, Folders, NeededObject, needed_objects};
-use crate::destination::Destination;
+use crate::catalog::{Folders, NeededObject, needed_objects};
+use crate::destination::{Destination, ObjectInfo};
 use crate::known::{KnownContent, Usable};
+use crate::locate::{Located, locate};
 use crate::partial::Begun;
 use crate::store::Store;
 use crate::upload::ClosedPiece;
@@ -44,15 +46,18 @@ impl Base {
         let path = PathBuf::from(&parent.file);
         let file = File::open(&path)
             .with_context(|| format!("cannot open the parent's manifest '{}'", path.display()))?;
-        let given = Reader::new(file).with_context(|| format!("'{}'", path.display()))?;
-        let id = given.header().the_backup()?.id;
-        let Some((folder, header, trailer)) = find_parent(store, &id, &given.header().run()?)?
-        else {
+        let context = || format!("the parent's manifest '{}'", path.display());
+        let (given, end) = outer::read_file(&file).with_context(context)?;
+        let id = given.the_backup()?.id;
+        let total = end.total_checksum().with_context(context)?;
+        let Some(manifest) = find_parent(store, &id, total, &given.run()?)? else {
             progress.warn(&format!(
                 "the parent '{id}' is not at this destination: everything is stored again"
             ));
             return Ok(None);
         };
+        let folder = place::parent(&manifest.name).to_owned();
+        let (header, trailer) = outer::read(destination, &manifest)?;
         self.folders.insert(id.clone(), folder.clone());
         for (backup, folder) in Folders::new(&header, &folder)?.chain() {
             self.folders.insert(backup.to_owned(), folder.to_owned());
@@ -136,30 +141,21 @@ impl Base {
     }
 }
 
-/// Header and trailer of the parent at this destination, and its folder.
+/// The parent's stored manifest, if the very same one is at this destination.
+///
+/// One with the same id is not enough: a manifest that was pushed to two destinations has its files
+/// at other places in the volumes of each.
 fn find_parent(
     store: &Store,
     id: &str,
+    total: Digest,
     given: &Run,
-) -> anyhow::Result<Option<(String, Header, Trailer)>> {
-    let destination = &*store.destination;
-    let place = given.place.as_deref().filter(|place| {
-        given.destination.as_deref() == Some(&store.marker.id) && place::is_manifest(place)
-    });
-    if let Some(place) = place
-        && let Some(object) = destination.stat(place)?
-    {
-        let (header, trailer) = outer::read(destination, &object)?;
-        if header.the_backup()?.id == id {
-            return Ok(Some((place::parent(place).to_owned(), header, trailer)));
-        }
-    }
-    match Catalog::read(destination)?.find(id) {
-        None => Ok(None),
-        Some(found) => {
-            let (header, trailer) = outer::read(destination, &found.manifest)?;
-            Ok(Some((found.folder().to_owned(), header, trailer)))
-        }
+) -> anyhow::Result<Option<ObjectInfo>> {
+    match locate(store, given, id, total) {
+        Ok(Located::Same(manifest)) => Ok(Some(manifest)),
+        Ok(Located::Other(_) | Located::Unreadable(..)) => Ok(None),
+        Err(error) if classify(&error) == Exit::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -136,9 +136,10 @@ pub trait Destination: Send + Sync {
     /// Removes what uploads that died left behind, if begun before `before`; returns how many.
     fn sweep(&self, before: Time) -> Result<u64>;
 
-    /// Takes the destination for one run, where the kind has such a lock. Only a courtesy.
+    /// Takes a series for one run, where the kind of destination has such a lock. Only a courtesy:
+    /// several series are pushed at once.
     ///
     /// # Errors
     /// [`Exit::Busy`] if another run has it.
-    fn lock(&self, holder: &str) -> anyhow::Result<Option<bk_manifest::lock::Lock>>;
+    fn lock(&self, series: &str, holder: &str) -> anyhow::Result<Option<bk_manifest::lock::Lock>>;
 }

@@ -1,12 +1,14 @@
 //! Brings a backup, or some of its paths, back into a folder. Every byte that is written is checked;
 //! on damage the rest is restored and what is lost is listed.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::Context;
-use bk_manifest::atomic::{self, Existing};
+use bk_manifest::atomic;
 use bk_manifest::entry::{Entry, Kind};
 use bk_manifest::exit::{Exit, Failure, fail};
 use bk_manifest::left_out::LeftOut;
@@ -24,7 +26,7 @@ use crate::catalog::Folders;
 use crate::locate::{Located, locate};
 use crate::read::{Plan, Receive};
 use crate::store::Store;
-use crate::target::{Target, UNFINISHED, UnfinishedFile};
+use crate::target::{Target, UnfinishedFile, is_unfinished};
 
 /// Names of lost files, and of strangers, that are shown one by one.
 const NAMES_SHOWN: usize = 50;
@@ -76,6 +78,7 @@ pub fn fetch(
     let (mut files, mut bytes, mut others) = (0u64, 0u64, 0u64);
     for entry in document.entries.iter() {
         let entry = entry?;
+        refuse_own_names(&entry)?;
         if options.selection.matches(&entry) {
             if has_content(&entry, options) {
                 files += 1;
@@ -98,7 +101,7 @@ pub fn fetch(
         is_complete: false,
     };
     let target = prepare(options, &marker)?;
-    check_space(&target, bytes)?;
+    check_space(document, options, &target, bytes)?;
     if !target.sets_owners() {
         progress.warn("not running as root: owners are not restored");
     }
@@ -118,16 +121,16 @@ pub fn fetch(
             plan.push(&folders, at, place)?;
         }
     }
-    let restore = Restore { target: &target, progress, lost: Mutex::new(Vec::new()) };
+    let restore = Restore { target: &target, progress, lost: Mutex::default() };
     plan.run(&*store.destination, &document.entries, &restore)?;
-    let mut lost = restore.lost.into_inner().unwrap_or_default();
+    let mut lost: Vec<_> = restore.lost.into_inner().unwrap_or_default().into_iter().collect();
     // Before folders get their times: sweeping changes them.
     if options.occupied != Occupied::Refuse {
-        list_strangers(document, &target, progress)?;
+        list_strangers(document, options, &target, progress)?;
     }
     finish(document, options, &target, &mut lost)?;
     target.sync().context("cannot bring the target to the disk")?;
-    write_marker(&options.target, &FetchMarker { is_complete: lost.is_empty(), ..marker })?;
+    write_marker(&target, &FetchMarker { is_complete: lost.is_empty(), ..marker })?;
     progress.end();
     report(document, options, &target, &lost, files, bytes, progress)
 }
@@ -175,17 +178,29 @@ fn prepare(options: &Options, marker: &FetchMarker) -> anyhow::Result<Target> {
     let shown = path.display();
     let refuse = |message: String| Failure::new(Exit::Usage, message);
     atomic::create_folders(path, 0o700).with_context(|| format!("cannot make '{shown}'"))?;
-    let is_empty =
-        std::fs::read_dir(path).with_context(|| format!("cannot read '{shown}'"))?.next().is_none();
-    if path.join(scan::DESTINATION_MARKER).exists() {
-        return Err(refuse(format!("'{shown}' is a backup destination")).into());
+    let absolute = std::fs::canonicalize(path).with_context(|| format!("cannot open '{shown}'"))?;
+    if let Some(above) =
+        absolute.ancestors().find(|above| above.join(scan::DESTINATION_MARKER).exists())
+    {
+        let message = format!("'{shown}' lies in the backup destination '{}'", above.display());
+        return Err(refuse(message).into());
     }
     let own = path.join(".bk");
-    let found: Option<FetchMarker> = std::fs::read(own.join(FETCH_MARKER))
-        .ok()
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    // An empty one is left by a fetch that was killed at once.
+    let is_empty = |folder: &Path, but: Option<&str>| -> io::Result<bool> {
+        let mut names = std::fs::read_dir(folder)?;
+        Ok(!names.any(|entry| {
+            !entry.is_ok_and(|entry| Some(&*entry.file_name()) == but.map(OsStr::new))
+        }))
+    };
+    let has_own = is_empty(&own, None).is_ok_and(|is_empty| is_empty);
+    let is_free = is_empty(path, has_own.then_some(".bk"))
+        .with_context(|| format!("cannot read '{shown}'"))?;
+    let opened = Target::open(path, None).with_context(|| format!("cannot open '{shown}'"))?;
+    let found: Option<FetchMarker> =
+        opened.read_own(FETCH_MARKER).and_then(|bytes| serde_json::from_slice(&bytes).ok());
     match (options.occupied, found) {
-        _ if is_empty => {}
+        _ if is_free => {}
         (Occupied::Refuse, _) => {
             return Err(refuse(format!("'{shown}' is not empty"))
                 .hint("to go on with a fetch that was stopped: --resume")
@@ -197,7 +212,7 @@ fn prepare(options: &Options, marker: &FetchMarker) -> anyhow::Result<Target> {
             let message = format!("'{shown}' holds no stopped fetch of '{}'", marker.backup);
             return Err(refuse(message).into());
         }
-        (Occupied::Into, None) if std::fs::symlink_metadata(&own).is_ok() => {
+        (Occupied::Into, None) if !has_own && std::fs::symlink_metadata(&own).is_ok() => {
             let message = format!("'{shown}/.bk' has a name that bk keeps for itself");
             return Err(refuse(message).into());
         }
@@ -212,18 +227,54 @@ fn prepare(options: &Options, marker: &FetchMarker) -> anyhow::Result<Target> {
     };
     let target = Target::open(path, aside).with_context(|| format!("cannot open '{shown}'"))?;
     target.make_folders(OWN_FOLDER).with_context(|| format!("cannot make '{shown}/.bk'"))?;
-    write_marker(path, marker)?;
+    write_marker(&target, marker)?;
     Ok(target)
 }
 
-fn write_marker(target: &Path, marker: &FetchMarker) -> anyhow::Result<()> {
-    let path = target.join(".bk").join(FETCH_MARKER);
+fn write_marker(target: &Target, marker: &FetchMarker) -> anyhow::Result<()> {
     let text = serde_json::to_string(marker)? + "\n";
-    atomic::create(&path, text.as_bytes(), 0o600, Existing::Replace)
-        .with_context(|| format!("cannot write '{}'", path.display()))
+    let path = target.root().path().display();
+    target
+        .write_own(FETCH_MARKER, text.as_bytes())
+        .with_context(|| format!("cannot write '{path}/.bk/{FETCH_MARKER}'"))
 }
 
-fn check_space(target: &Target, bytes: u64) -> anyhow::Result<()> {
+/// Names at the root that are bk's own; no backup that bk made has them.
+fn refuse_own_names(entry: &Entry) -> anyhow::Result<()> {
+    let bytes = entry.path.as_bytes();
+    let is_own = match bytes.iter().position(|byte| *byte == b'/') {
+        None => {
+            bytes == scan::DESTINATION_MARKER.as_bytes()
+                || bytes.starts_with(REPLACED_PREFIX)
+                || (bytes == OWN_FOLDER && entry.kind != Kind::Directory)
+        }
+        Some(slash) => {
+            bytes[..slash].starts_with(REPLACED_PREFIX)
+                || (&bytes[..slash] == OWN_FOLDER && &bytes[slash + 1..] == FETCH_MARKER.as_bytes())
+        }
+    };
+    if is_own {
+        let message =
+            format!("the manifest lists '{}', a name that bk keeps for itself", entry.path);
+        return Err(fail(Exit::Malformed, message));
+    }
+    Ok(())
+}
+
+fn check_space(
+    document: &Document,
+    options: &Options,
+    target: &Target,
+    mut bytes: u64,
+) -> anyhow::Result<()> {
+    if options.occupied != Occupied::Refuse {
+        for entry in document.entries.iter() {
+            let entry = entry?;
+            if options.selection.matches(&entry) && has_content(&entry, options) {
+                bytes = bytes.saturating_sub(target.size_there(&entry));
+            }
+        }
+    }
     let space = rustix::fs::fstatvfs(target.root().as_fd()).map_err(io::Error::from)?;
     let free = space.f_bavail.saturating_mul(space.f_frsize);
     if free < bytes {
@@ -242,7 +293,7 @@ fn check_space(target: &Target, bytes: u64) -> anyhow::Result<()> {
 struct Restore<'a> {
     target: &'a Target,
     progress: &'a dyn Progress,
-    lost: Mutex<Vec<(RelPath, String)>>,
+    lost: Mutex<BTreeMap<RelPath, String>>,
 }
 
 impl<'a> Receive for Restore<'a> {
@@ -267,7 +318,7 @@ impl<'a> Receive for Restore<'a> {
             None => output.commit(entry).with_context(|| cannot_write(entry))?,
             Some(damage) => {
                 if let Ok(mut lost) = self.lost.lock() {
-                    lost.push((entry.path.clone(), damage.to_owned()));
+                    lost.insert(entry.path.clone(), damage.to_owned());
                 }
             }
         }
@@ -283,6 +334,7 @@ fn finish(
     target: &Target,
     lost: &mut Vec<(RelPath, String)>,
 ) -> anyhow::Result<()> {
+    let lost_files: BTreeSet<RelPath> = lost.iter().map(|(path, _)| path.clone()).collect();
     let mut open: Vec<Entry> = Vec::new();
     for entry in document.entries.iter() {
         bk_manifest::signal::check()?;
@@ -295,10 +347,17 @@ fn finish(
         }
         if entry.kind == Kind::Directory {
             open.push(entry);
-        } else if !has_content(&entry, options)
-            && let Err(error) = target.make_special(&entry)
-        {
-            lost.push((entry.path, error.to_string()));
+        } else if !has_content(&entry, options) {
+            // What stands at a lost file's path is not what a link is to be linked to.
+            let made = match &entry.kind {
+                Kind::Hardlink(first) if lost_files.contains(first) => {
+                    Err(io::Error::other("is a link to a lost file"))
+                }
+                _ => target.make_special(&entry),
+            };
+            if let Err(error) = made {
+                lost.push((entry.path, error.to_string()));
+            }
         }
     }
     while let Some(folder) = open.pop() {
@@ -310,9 +369,11 @@ fn finish(
 /// Tells what is in the target and not in the backup; sweeps what a dead fetch left.
 fn list_strangers(
     document: &Document,
+    options: &Options,
     target: &Target,
     progress: &dyn Progress,
 ) -> anyhow::Result<()> {
+    let is_resumed = options.occupied == Occupied::Resume;
     let mut entries = document.entries.iter().peekable();
     let mut strangers = 0usize;
     let mut swept = Vec::new();
@@ -323,7 +384,7 @@ fn list_strangers(
         if entries.peek().is_some_and(|e| e.as_ref().is_ok_and(|e| e.path == found.path)) {
             return Ok(());
         }
-        if found.path.file_name().starts_with(UNFINISHED.as_bytes()) {
+        if is_resumed && found.is_file() && is_unfinished(found.path.file_name()) {
             swept.push(found.path);
         } else if last.as_ref().is_none_or(|last| found.path.below(last).is_none()) {
             strangers += 1;
@@ -338,7 +399,9 @@ fn list_strangers(
         progress.warn(&format!("{} more are not in the backup", strangers - NAMES_SHOWN));
     }
     for path in swept {
-        target.remove_unfinished(&path).with_context(|| format!("cannot remove '{path}'"))?;
+        if let Err(error) = target.remove_unfinished(&path) {
+            progress.warn(&format!("cannot remove the unfinished '{path}': {error}"));
+        }
     }
     Ok(())
 }

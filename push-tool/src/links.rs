@@ -9,11 +9,12 @@ const BUDGET: usize = 8 << 20;
 
 /// Gives every hard link the checksum, size and place of its first path.
 ///
-/// A link whose first path was left out is left out with it; returns those.
+/// A link whose first path was left out, or is another file by now, becomes a file of its own, to be
+/// packed; returns whether there was one.
 ///
 /// # Errors
 /// A full disk under the temporary files.
-pub fn resolve(entries: &Entries) -> anyhow::Result<(Entries, Vec<Entry>)> {
+pub fn resolve(entries: &Entries) -> anyhow::Result<(Entries, bool)> {
     // Links in the order of their first paths, to be met while reading the entries once …
     let mut by_target = Sorter::new(BUDGET);
     for entry in entries.iter() {
@@ -40,7 +41,7 @@ pub fn resolve(entries: &Entries) -> anyhow::Result<(Entries, Vec<Entry>)> {
     }
     let mut resolved = by_path.finish()?.peekable();
     let mut out = Spool::new()?;
-    let mut orphans = Vec::new();
+    let mut has_orphans = false;
     for entry in entries.iter() {
         let mut entry = entry?;
         if matches!(entry.kind, Kind::Hardlink(_)) {
@@ -48,17 +49,31 @@ pub fn resolve(entries: &Entries) -> anyhow::Result<(Entries, Vec<Entry>)> {
             let is_mine = |record: &anyhow::Result<Vec<u8>>| {
                 record.as_ref().is_ok_and(|record| unpair(record).0 == &key[..])
             };
-            let Some(record) = resolved.next_if(is_mine) else {
-                orphans.push(entry);
-                continue;
+            let first = match resolved.next_if(is_mine) {
+                None => None,
+                Some(record) => {
+                    let record = record?;
+                    let place =
+                        unpair(&record).1.iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
+                    Some(entries.at(place)?).filter(|first| is_same_file(first, &entry))
+                }
             };
-            let record = record?;
-            let place = unpair(&record).1.iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
-            repeat(&mut entry, &entries.at(place)?);
+            if let Some(first) = first {
+                repeat(&mut entry, &first);
+            } else {
+                has_orphans = true;
+                entry.kind = Kind::File;
+                (entry.at, entry.checksum) = (None, None);
+            }
         }
         out.push(&entry)?;
     }
-    Ok((out.finish()?, orphans))
+    Ok((out.finish()?, has_orphans))
+}
+
+/// Whether the first path was still the link's file when it was read.
+fn is_same_file(first: &Entry, link: &Entry) -> bool {
+    first.inode == link.inode || first.inode.is_none() || link.inode.is_none()
 }
 
 /// A hard link has no content or attributes of its own; it repeats them, so that it can be restored
@@ -71,8 +86,8 @@ fn repeat(link: &mut Entry, first: &Entry) {
     link.size = first.size;
 }
 
-/// Two byte strings of which neither holds two zero bytes in a row before its end … but numbers do,
-/// so the first one's length leads back.
+/// Two byte strings, sorted by the first one: no path's key holds two zero bytes in a row. Its length
+/// leads back.
 fn pair(first: &[u8], second: &[u8]) -> Vec<u8> {
     let mut record = first.to_vec();
     record.extend_from_slice(&[0, 0]);
@@ -112,11 +127,12 @@ mod tests {
             link.kind = Kind::Hardlink(RelPath::new(target).unwrap());
             spool.push(&link).unwrap();
         }
-        let (entries, orphans) = resolve(&spool.finish().unwrap()).unwrap();
+        let (entries, has_orphans) = resolve(&spool.finish().unwrap()).unwrap();
         let entries: Vec<Entry> = entries.iter().map(Result::unwrap).collect();
-        assert_eq!(entries.len(), 3);
-        assert_eq!(orphans[0].path, RelPath::new("b").unwrap());
-        for link in &entries[1..] {
+        assert!(has_orphans);
+        assert_eq!(entries.len(), 4);
+        assert!(entries[2].is_file() && entries[2].at.is_none());
+        for link in [&entries[1], &entries[3]] {
             assert_eq!(link.checksum, first.checksum);
             assert_eq!(link.at.as_ref().unwrap().member.as_deref(), Some(&b"a/x"[..]));
         }

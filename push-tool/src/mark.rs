@@ -45,7 +45,21 @@ pub fn name(now: Time, random: u32) -> String {
     format!("{FOLDER}/{}-{random:08x}.json", now.format("%Y%m%dT%H%M%SZ"))
 }
 
-/// All marks at the destination.
+/// Whether an object is a mark, by its name: file managers leave files of their own everywhere.
+fn is_mark(name: &str) -> bool {
+    let file = name.strip_prefix(FOLDER).and_then(|rest| rest.strip_prefix('/')).unwrap_or("");
+    file.strip_suffix(".json").and_then(|stem| stem.split_once('-')).is_some_and(
+        |(time, random)| {
+            time.len() == 16
+                && time.starts_with(|first: char| first.is_ascii_digit())
+                && time.ends_with('Z')
+                && random.len() == 8
+                && random.bytes().all(|byte| byte.is_ascii_hexdigit())
+        },
+    )
+}
+
+/// All marks at the destination; what else lies in their folder is none of ours.
 ///
 /// # Errors
 /// [`Exit::Malformed`] for one that cannot be understood: what it names is not known, so neither
@@ -54,6 +68,9 @@ pub fn read_all(destination: &dyn Destination) -> anyhow::Result<Vec<PlacedMark>
     let mut marks = Vec::new();
     for object in destination.list(FOLDER)? {
         let object = object?;
+        if !is_mark(&object.name) {
+            continue;
+        }
         let mut bytes = Vec::new();
         let read = match destination.read(&object.name, Some(0..SIZE_LIMIT)) {
             Ok(mut reader) => reader.read_to_end(&mut bytes),

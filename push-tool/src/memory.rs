@@ -199,7 +199,7 @@ impl Destination for Memory {
         Ok(0)
     }
 
-    fn lock(&self, _: &str) -> anyhow::Result<Option<bk_manifest::lock::Lock>> {
+    fn lock(&self, _: &str, _: &str) -> anyhow::Result<Option<bk_manifest::lock::Lock>> {
         Ok(None)
     }
 }
@@ -266,7 +266,7 @@ impl Destination for Shared {
     fn sweep(&self, before: Time) -> Result<u64> {
         self.0.sweep(before)
     }
-    fn lock(&self, holder: &str) -> anyhow::Result<Option<bk_manifest::lock::Lock>> {
-        self.0.lock(holder)
+    fn lock(&self, series: &str, holder: &str) -> anyhow::Result<Option<bk_manifest::lock::Lock>> {
+        self.0.lock(series, holder)
     }
 }

@@ -1,6 +1,8 @@
 //! Header and trailer of a stored manifest by two range reads, however many entries are between.
 
+use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 
 use anyhow::Context;
 use bk_manifest::manifest::{Header, Trailer};
@@ -27,32 +29,49 @@ pub fn read(
     destination: &dyn Destination,
     object: &ObjectInfo,
 ) -> anyhow::Result<(Header, Trailer)> {
+    let range = |start, end| -> anyhow::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        destination.read(&object.name, Some(start..end))?.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let ends = read_ends(object.size, &range);
     let context = || format!("the manifest '{}'", object.name);
-    let mut length = FIRST_READ;
-    while length.saturating_mul(2) < object.size {
-        let head = range(destination, object, 0, length)?;
-        let tail = range(destination, object, object.size - length, object.size)?;
-        if let Some(document) = splice(&head, &tail) {
-            return read_outer(&document).with_context(context);
-        }
-        length *= 8;
+    if let Some(ends) = ends.with_context(context)? {
+        return Ok(ends);
     }
     let whole = destination.read(&object.name, None)?;
     Reader::new(whole).and_then(Reader::end).with_context(context)
 }
 
-fn range(
-    destination: &dyn Destination,
-    object: &ObjectInfo,
-    start: u64,
-    end: u64,
-) -> anyhow::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    destination
-        .read(&object.name, Some(start..end))?
-        .read_to_end(&mut bytes)
-        .with_context(|| format!("cannot read '{}'", object.name))?;
-    Ok(bytes)
+/// As [`read`], for a manifest in a file of this host.
+///
+/// # Errors
+/// Those of the file, and any fault of the document.
+pub fn read_file(file: &File) -> anyhow::Result<(Header, Trailer)> {
+    let range = |start: u64, end: u64| -> anyhow::Result<Vec<u8>> {
+        let mut bytes = vec![0; usize::try_from(end - start)?];
+        file.read_exact_at(&mut bytes, start)?;
+        Ok(bytes)
+    };
+    match read_ends(file.metadata()?.len(), &range)? {
+        Some(ends) => Ok(ends),
+        None => Ok(Reader::new(file)?.end()?),
+    }
+}
+
+/// Both ends of a document of `size` bytes; `None` if it has to be read whole.
+fn read_ends(
+    size: u64,
+    range: &dyn Fn(u64, u64) -> anyhow::Result<Vec<u8>>,
+) -> anyhow::Result<Option<(Header, Trailer)>> {
+    let mut length = FIRST_READ;
+    while length.saturating_mul(2) < size {
+        if let Some(document) = splice(&range(0, length)?, &range(size - length, size)?) {
+            return Ok(Some(read_outer(&document)?));
+        }
+        length *= 8;
+    }
+    Ok(None)
 }
 
 /// The document without its entries, if both ends hold what stands around them.

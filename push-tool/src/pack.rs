@@ -139,13 +139,6 @@ impl Contents {
             *self.live.entry((at.backup.clone(), at.object.clone())).or_default() += size;
         }
     }
-
-    /// Takes an entry out that was left out after all; one without content of its own.
-    pub fn remove(&mut self, entry: &Entry) {
-        if let Some(component) = self.components.get_mut(entry.component()) {
-            component.0 -= 1;
-        }
-    }
 }
 
 /// What a packer leaves.
@@ -199,12 +192,10 @@ impl<'a> Packer<'a> {
             return self.queue(entry, Fate::Done, 0);
         }
         if let Some(at) = &entry.at {
-            let is_there = match &at.backup {
-                Some(backup) => self.tools.usable.get(backup, &at.object).is_some(),
-                None => !self.tools.lost.contains(&at.object),
-            };
-            if is_there && entry.checksum.is_some() {
-                self.totals.inherited += entry.size.unwrap_or(0);
+            if self.is_there(at) && entry.checksum.is_some() {
+                if at.backup.is_some() {
+                    self.totals.inherited += entry.size.unwrap_or(0);
+                }
                 self.tools.progress.advance(0, 1);
                 return self.queue(entry, Fate::Done, 0);
             }
@@ -347,10 +338,15 @@ impl<'a> Packer<'a> {
         entry: &Entry,
     ) -> anyhow::Result<Option<At>> {
         let at = self.known.find(digest, size, entry)?;
-        Ok(at.filter(|at| match &at.backup {
+        Ok(at.filter(|at| self.is_there(at)))
+    }
+
+    /// Whether an entry may refer to an object: one at the destination, or of this push and not lost.
+    fn is_there(&self, at: &At) -> bool {
+        match &at.backup {
             Some(backup) => self.tools.usable.get(backup, &at.object).is_some(),
             None => !self.tools.lost.contains(&at.object),
-        }))
+        }
     }
 
     fn finish_item(

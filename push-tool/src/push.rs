@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use bk_manifest::entry::Entry;
 use bk_manifest::exit::{Exit, Failure, fail};
-use bk_manifest::left_out::{LeftOut, Reason};
+use bk_manifest::left_out::LeftOut;
 use bk_manifest::manifest::{
     Backup, Component, EndRun, Header, ObjectRecord, Pushed, Run, Status, Trailer,
 };
@@ -58,8 +58,9 @@ pub fn push(
     let backup = header.the_backup()?;
     let folder = place::folder_of(&backup)?;
     let host = backup.host.clone().unwrap_or_default();
-    let lock =
-        destination.lock(&format!("bk-push {} from {host}, since {}", backup.id, Time::now()))?;
+    let series = header.series()?;
+    let lock = destination
+        .lock(&series, &format!("bk-push {} from {host}, since {}", backup.id, Time::now()))?;
     if destination.list(&folder)?.next().is_some() {
         let message = format!("this manifest was pushed before: '{folder}' is there already");
         return Err(Failure::new(Exit::Failed, message)
@@ -69,7 +70,7 @@ pub fn push(
     let mut base = Base::default();
     let parent_file = if options.full { None } else { base.add_parent(store, &run, progress)? };
     let mut known = KnownContent::new(LARGE_BYTES, parent_file.filter(|_| base.has_parent))?;
-    base.add_dead_pushes(destination, &header.series()?, &mut known, progress)?;
+    base.add_dead_pushes(destination, &series, &mut known, progress)?;
     base.drop_marked(destination)?;
 
     let begun =
@@ -90,22 +91,30 @@ pub fn push(
     };
     progress.begin("storing", None);
     let mut next = || -> anyhow::Result<Option<Entry>> {
-        let entry = incoming.next_entry()?;
-        Ok(entry.map(|entry| if options.full { Entry { at: None, ..entry } } else { entry }))
+        let Some(mut entry) = incoming.next_entry()? else { return Ok(None) };
+        // A place in "this" backup is one at another destination: this one has stored nothing yet.
+        if options.full || entry.at.as_ref().is_some_and(|at| at.backup.is_none()) {
+            entry.at = None;
+        }
+        Ok(Some(entry))
     };
     let mut packed = push.pass(&mut next)?;
     let (_, trailer) = incoming.end()?;
-    let looked = push.settle(destination, &folder, &mut packed)?;
-    progress.end();
-    let Stored { mut entries, mut contents } = packed;
-    if contents.has_links {
-        let (resolved, orphans) = links::resolve(&entries)?;
-        entries = resolved;
-        for orphan in orphans {
-            push.left_out.add(Reason::Vanished, &orphan.path);
-            contents.remove(&orphan);
+    let looked = loop {
+        let looked = push.settle(destination, &folder, &mut packed)?;
+        if !packed.contents.has_links {
+            break looked;
         }
-    }
+        let (resolved, has_orphans) = links::resolve(&packed.entries)?;
+        if !has_orphans {
+            packed.entries = resolved;
+            break looked;
+        }
+        let mut again = resolved.iter();
+        packed = push.pass(&mut || again.next().transpose())?;
+    };
+    progress.end();
+    let Stored { entries, contents } = packed;
     let mut document = push.document(header, trailer, &folder, &contents, options)?;
     let place = commit(store, &folder, &entries, &mut document, options.format)?;
     push.look_again(store, &folder, &place, looked, &document)?;
@@ -203,7 +212,8 @@ impl Push<'_> {
         self.left_out.merge(packed.left_out);
         self.faults.extend(packed.partial);
         self.totals.stored += packed.totals.stored;
-        self.totals.inherited += packed.totals.inherited;
+        // A further pass sees all entries again.
+        self.totals.inherited = packed.totals.inherited;
         Ok(Stored { entries: packed.entries, contents: packed.contents })
     }
 

@@ -169,6 +169,11 @@ impl OpenFile {
     /// # Errors
     /// [`NotTaken`].
     pub fn open(located: &Located<'_>, cursor: &mut Cursor<'_>) -> Result<Self, NotTaken> {
+        // A file that goes is ordinary; a whole folder that goes was moved, or unmounted.
+        cursor.parent(&located.below).map_err(|error| NotTaken {
+            reason: Reason::Unreadable,
+            error: io::Error::new(error.kind(), format!("its folder cannot be opened: {error}")),
+        })?;
         let file = cursor.open_file(&located.below)?;
         let before = file.metadata()?;
         Ok(OpenFile { file, before })

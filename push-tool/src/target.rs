@@ -2,8 +2,9 @@
 //! link in meanwhile, and what is replaced is kept.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -18,10 +19,19 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-/// How the names of unfinished files begin; what a dead fetch left of them is swept.
-pub const UNFINISHED: &str = ".bk-tmp-";
+/// How the names of unfinished files begin; the process and a number follow.
+const UNFINISHED: &str = ".bk-tmp-";
 /// Folders until their own mode is set, and those that the manifest does not list.
 const FOLDER_MODE: u32 = 0o700;
+
+/// Whether a name is that of a file which a fetch had not finished.
+pub fn is_unfinished(name: &[u8]) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    std::str::from_utf8(name)
+        .ok()
+        .and_then(|name| name.strip_prefix(UNFINISHED)?.split_once('-'))
+        .is_some_and(|(process, number)| is_number(process) && is_number(number))
+}
 
 /// A target folder.
 pub struct Target {
@@ -103,7 +113,7 @@ impl Target {
         let kept = aside.join(path).map_err(io::Error::other)?;
         // Made without moving anything aside itself: the folder is new and ours.
         let (kept_folder, kept_name) = Target {
-            root: Root::open(self.root.path())?,
+            root: self.root.try_clone()?,
             is_root: self.is_root,
             aside: None,
             next: AtomicU64::new(0),
@@ -125,11 +135,54 @@ impl Target {
         }
     }
 
-    /// Whether a regular file with an entry's content is there already.
+    /// Whether a regular file with an entry's content is there already, that may be left in place.
+    ///
+    /// One that has other names too is left only if it needs no change: they may lie outside.
     pub fn has_content(&self, entry: &Entry) -> bool {
         let Ok(file) = Cursor::new(&self.root).open_file(&entry.path) else { return false };
-        file.metadata().is_ok_and(|metadata| Some(metadata.len()) == entry.size)
+        let Ok(metadata) = file.metadata() else { return false };
+        let is_finished = Some(metadata.mode() & 0o7777) == entry.mode
+            && entry.mtime.map(Time::unix)
+                == Some((metadata.mtime(), u32::try_from(metadata.mtime_nsec()).unwrap_or(0)))
+            && (!self.is_root || entry.owner == Some((metadata.uid(), metadata.gid())));
+        (metadata.nlink() == 1 || is_finished)
+            && Some(metadata.len()) == entry.size
             && Digest::of_reader(file).is_ok_and(|(digest, _)| Some(digest) == entry.checksum)
+    }
+
+    /// How many bytes are at an entry's path already, if it has its size.
+    pub fn size_there(&self, entry: &Entry) -> u64 {
+        let stat = Cursor::new(&self.root)
+            .parent(&entry.path)
+            .and_then(|(folder, name)| Ok(statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?));
+        match stat.map(|stat| u64::try_from(stat.st_size).unwrap_or(0)) {
+            Ok(size) if Some(size) == entry.size => size,
+            _ => 0,
+        }
+    }
+
+    /// Writes a small file of bk's own into `.bk/`, whole or not at all, whatever was there.
+    ///
+    /// # Errors
+    /// Those of the file system, also if `.bk` is no folder.
+    pub fn write_own(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let path = RelPath::new(format!(".bk/{name}")).map_err(io::Error::other)?;
+        let mut file = self.create(&path)?;
+        file.write_all(bytes)?;
+        file.file.sync_all()?;
+        if let Some(unfinished) = file.name.take() {
+            rustix::fs::renameat(&file.folder, unfinished, &file.folder, name)?;
+        }
+        Ok(rustix::fs::fsync(&file.folder)?)
+    }
+
+    /// Reads such a file; `None` if it is not there.
+    pub fn read_own(&self, name: &str) -> Option<Vec<u8>> {
+        let path = RelPath::new(format!(".bk/{name}")).ok()?;
+        let file = Cursor::new(&self.root).open_file(&path).ok()?;
+        let mut bytes = Vec::new();
+        file.take(1 << 16).read_to_end(&mut bytes).ok()?;
+        Some(bytes)
     }
 
     /// Begins a file; it has no name of its own before [`UnfinishedFile::commit`].
@@ -259,7 +312,7 @@ impl Target {
         self.set_attributes(file.as_fd(), entry)
     }
 
-    /// Removes a path that a dead fetch left unfinished.
+    /// Removes a file that a dead fetch left unfinished.
     ///
     /// # Errors
     /// Those of the file system.

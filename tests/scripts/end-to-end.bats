@@ -118,6 +118,75 @@ count_backups() { find dest -name manifest.json | wc -l; }
   [[ $'\n'${output} != *$'\napp.db'* && ${output} == *.bk/database/app.db.zst* ]]
 }
 
+@test "an application comes back on a bare host, with its database below the files" {
+  mkdir -p 'app/files/deep/a[1]'
+  mv app/app.db 'app/files/deep/a[1]/{a,b}*?.db'
+  printf 'BACKUP_%s\n' APP=app "DESTINATION_PATH=${PWD}/dest" "ROOT=${PWD}/app/files" \
+    "SQLITE='${PWD}/app/files/deep/a[1]/{a,b}*?.db'" >here.env
+  run -0 "${scripts}/backup.sh" --env-file here.env
+  bk-push manifest latest --from dest --app app >manifest.json
+  run -0 bk-manifest ls manifest.json
+  [[ ${output} != *'?.db'* ]]
+  rm -r app
+  run -0 "${scripts}/restore.sh" --env-file here.env latest --confirm app
+  [[ $(<app/files/two) == two && $(sqlite3 'app/files/deep/a[1]/{a,b}*?.db' 'SELECT sum(a) FROM t') == 3 ]]
+  # And once more, over what is there.
+  sleep 1
+  run -0 "${scripts}/restore.sh" --env-file here.env latest --confirm app
+  [[ ${output} == *'put aside    '*'?.db.before-'* ]]
+}
+
+@test "only the database itself is left out of the files, whatever its name" {
+  mv app/app.db 'app/files/a[1].db'
+  printf 'not a database\n' | tee app/files/a1.db app/files/a1.db-wal >/dev/null
+  sed -i "s|^BACKUP_SQLITE=.*|BACKUP_SQLITE='${PWD}/app/files/a[1].db'|" app/app.env
+  backup
+  bk-push manifest latest --from dest --app app >manifest.json
+  run -0 bk-manifest ls manifest.json
+  [[ ${output} == *a1.db*a1.db-wal* && ${output} != *'a[1].db'* ]]
+}
+
+@test "a database named by a link comes back under both names" {
+  mkdir app/files/data
+  mv app/app.db app/files/data/real.db
+  ln -s data/real.db app/files/current.db
+  sed -i "s|^BACKUP_SQLITE=.*|BACKUP_SQLITE=${PWD}/app/files/current.db|" app/app.env
+  backup
+  [[ ${status} == 0 ]]
+  cp app/app.env here.env
+  sqlite3 app/files/current.db 'INSERT INTO t VALUES (100)'
+  restore latest --confirm app --secrets no
+  [[ ${status} == 0 && $(cd app/files/data && echo real.db.before-*) == real.db.before-2* ]]
+  [[ $(readlink app/files/current.db) == data/real.db && $(sqlite3 app/files/current.db 'SELECT sum(a) FROM t') == 3 ]]
+  rm -r app
+  run -0 "${scripts}/restore.sh" --env-file here.env latest --confirm app --secrets no
+  [[ $(readlink app/files/current.db) == data/real.db && $(sqlite3 app/files/data/real.db 'SELECT sum(a) FROM t') == 3 ]]
+}
+
+@test "the env file is left alone whatever it is called by" {
+  backup
+  printf '# changed\n' >>app/app.env
+  ln -s app.env app/link.env
+  mkdir other && ln app/app.env other/hard.env
+  for name in app/link.env app/./app.env; do
+    run -0 --separate-stderr "${scripts}/restore.sh" --env-file "${name}" latest --confirm app --secrets yes
+    [[ ${output} == *"put aside    "*secrets/key.before-* ]]
+    [[ $(tail -n 1 app/app.env) == '# changed' && $(<app/secrets/key) == key ]]
+    rm -r app/secrets/key.before-*
+    sleep 1
+  done
+  run -0 --separate-stderr "${scripts}/restore.sh" --env-file app/link.env latest --confirm app --secrets yes --force-config
+  [[ $(tail -n 1 app/app.env) != '# changed' && ${output} == *'put aside    '*app.env.before-* ]]
+}
+
+@test "a missing folder above the files is made" {
+  backup
+  sed "s|app/|new/place/|" app/app.env >here.env
+  rm -r app
+  run -0 "${scripts}/restore.sh" --env-file here.env latest --confirm app --secrets yes
+  [[ $(<new/place/files/two) == two && $(sqlite3 new/place/app.db 'SELECT sum(a) FROM t') == 3 && $(<secrets/key) == key ]]
+}
+
 @test "an unmounted destination is 10, and no folder appears" {
   backup "${PWD}/unmounted"
   [[ ${status} == 10 && ! -e unmounted ]]

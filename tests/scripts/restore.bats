@@ -89,7 +89,7 @@ at_terminal() {
   [[ ${status} == 0 && ${output} == *'restore.sh: ok backup-20260428-022150-a1b2c3d4 is restored'* ]]
 }
 
-@test "the order: stop, database, files, configuration, compare, start" {
+@test "the order: stop, files, compare, configuration, database, start" {
   run --separate-stderr -0 "${restore}" --env-file "${srv}/app.env" latest --confirm app --secrets yes
   [[ ${output} == *'restore.sh: ok backup-20260428-022150-a1b2c3d4 is restored' && -z ${stderr} ]]
   run -0 sed -E 's/\.restore-[^ /]*/.restore-X/g' "${FAKE}/calls"
@@ -100,24 +100,53 @@ bk-verify --from /dest --level present
 bk-manifest show $(sed -n 's/^bk-manifest show //p' "${FAKE}/calls")
 bk-push fetch --from /dest --target ${srv}/files.restore-X --path .bk/**
 docker compose stop api worker
-bk-dump restore --from ${srv}/files.restore-X --to ${srv}/app.db --replace
-bk-push fetch --from /dest --target ${srv}/files --into --path {[!.]*,.[!b]*,.b,.b[!k]*,.bk?*} --path {[!.]*,.[!b]*,.b,.b[!k]*,.bk?*}/**
-bk-dump restore --from ${srv}/files.restore-X --into ${srv}/files.restore-X/config
+bk-push fetch --from /dest --target ${srv}/files --into --component files
 bk-verify --against ${srv}/files --component files
+bk-dump restore --from ${srv}/files.restore-X --into ${srv}/files.restore-X/config
+bk-dump restore --from ${srv}/files.restore-X --to ${srv}/app.db --replace
 docker compose start api worker
 END
   [[ $(ls -A "${srv}") == files ]]
 }
 
-@test "PostgreSQL goes first, and what it refuses leaves all as it was" {
+@test "PostgreSQL goes last, as it cannot be done again, and its 2 half-way is a 1" {
   sed -i 's/sqlite  /postgresql/' "${FAKE}/show"
   echo 'BACKUP_POSTGRES=docker:pg/new' >>"${FAKE}/settings"
   echo 2 >"${FAKE}/codes/bk-dump-restore"
+  run --separate-stderr -1 "${restore}" latest --confirm app --secrets no
+  [[ ${stderr} == *'THE RESTORE STOPPED HALF-WAY'*'PostgreSQL needs a database that is new or empty' ]]
+  [[ $(tail -n 2 "${FAKE}/calls" | sed 's/ .*--via/ --via/' | paste -sd,) == 'bk-dump --via docker:pg --database new,docker compose start api worker' ]]
+  # Alone, it leaves all as it was.
+  sed -i '/ tree /d' "${FAKE}/show"
   run --separate-stderr -2 "${restore}" latest --confirm app --secrets no
-  [[ ${stderr} == *'restore.sh: nothing was replaced'* ]]
-  grep 'bk-dump restore --from .* --via docker:pg --database new' "${FAKE}/calls"
-  run ! grep -- '--into' "${FAKE}/calls"
-  [[ $(tail -n 1 "${FAKE}/calls") == 'docker compose start api worker' ]]
+  [[ ${stderr} == *'restore.sh: nothing was replaced' ]]
+  rm "${FAKE}/codes/bk-dump-restore"
+  break_call docker start 1 docker-compose
+  run --separate-stderr -1 "${restore}" latest --confirm app --secrets no
+  [[ ${stderr} == *'could not start again'*'everything was restored' ]]
+}
+
+@test "several databases or archives of one kind are refused before anything stops" {
+  local kind
+  for kind in sqlite archive; do
+    sed "/^components/r"<(grep " ${kind} " "${FAKE}/show" | sed 's/^components  / /; s/database\|config/other/') "${FAKE}/show" >"${FAKE}/two"
+    cp "${FAKE}/show" "${FAKE}/one" && mv "${FAKE}/two" "${FAKE}/show"
+    run -2 "${restore}" latest --confirm app --secrets yes
+    [[ ${output} == *"several components of the kind ${kind}"* ]]
+    nothing_was_touched
+    mv "${FAKE}/one" "${FAKE}/show"
+  done
+}
+
+@test "places that cannot be are refused before anything stops" {
+  sed -i "s|^BACKUP_SQLITE=.*|BACKUP_SQLITE=${srv}/files|" "${FAKE}/settings"
+  run -2 "${restore}" latest --confirm app --secrets no
+  [[ ${output} == *'BACKUP_SQLITE is a folder'* ]]
+  nothing_was_touched
+  sed -i "s|^BACKUP_SQLITE=.*|BACKUP_SQLITE=${srv}/app.db|; s|^BACKUP_ROOT=.*|BACKUP_ROOT=/etc/passwd|" "${FAKE}/settings"
+  run -2 "${restore}" latest --confirm app --secrets no
+  [[ ${output} == *'BACKUP_ROOT is no folder'* ]]
+  nothing_was_touched
 }
 
 @test "a dry run says what goes where, and touches nothing" {
@@ -171,9 +200,20 @@ END
 }
 
 @test "a 2 of a step half-way is a 1: something was touched" {
-  break_call bk-push --into 2 bk-push-fetch
+  break_call bk-dump --to 2 bk-dump-restore
   run -1 "${restore}" latest --confirm app --secrets no
   [[ ${output} == *'THE RESTORE STOPPED HALF-WAY'* ]]
+}
+
+@test "a first step that touches nothing is not half-way" {
+  local code
+  break_call bk-push --into 2 bk-push-fetch
+  for code in 2 13 20 21; do
+    sed -i "s/echo [0-9]*/echo ${code}/" "${FAKE}/bin/bk-push"
+    rm -f "${FAKE}/codes/bk-push-fetch"
+    run "${restore}" latest --confirm app --secrets no
+    [[ ${status} == "${code}" && ${output} == *'restore.sh: nothing was replaced' ]]
+  done
 }
 
 @test "what came back differs: 20, said loudly" {

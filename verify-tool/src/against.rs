@@ -79,6 +79,11 @@ pub fn against(
     }
     let strangers = comparison.strangers(progress)?;
     let Comparison { findings, compared, paths, .. } = comparison;
+    if compared == 0 && selected > 0 {
+        let message =
+            format!("nothing that was selected is compared: '{}' has no .bk", folder.display());
+        return Err(fail(Exit::NotFound, message));
+    }
     let checked = Checked { entries: compared, bytes: bytes.into_inner(), ..Checked::default() };
     let report = Report {
         backup: &backup.id,

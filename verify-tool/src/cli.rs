@@ -16,7 +16,7 @@ use crate::against::against;
 use crate::compare::Rules;
 use crate::dumps::HostDumps;
 use crate::level::Level;
-use crate::report::ReportFile;
+use crate::report::{self, ReportFile};
 use crate::verify::{Options, verify};
 
 const PIPE: &str =
@@ -98,6 +98,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<Exit> {
         host: host_name(),
         temporary: std::env::temp_dir(),
     };
+    report::clear(&options.reports)?;
     let input: Box<dyn Read> = Box::new(console.input(PIPE)?);
     if let Some(folder) = &args.against {
         let rules = Rules {

@@ -2,13 +2,12 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use bk_manifest::atomic::{self, Existing};
 use bk_manifest::digest::Digest;
-use bk_manifest::exit::Exit;
+use bk_manifest::exit::{Exit, fail};
 use bk_manifest::path::{RelPath, plain_text, to_base64};
 use bk_manifest::progress::Progress;
 use bk_manifest::time::Time;
@@ -312,11 +311,29 @@ fn names_json(names: &Names) -> Value {
     names.first.iter().map(name).collect::<Vec<_>>().into()
 }
 
-/// Writes a file whole or not at all; one that is replaced hands on its mode.
+/// Removes what an earlier run has reported: a run that fails must not leave its predecessor's verdict.
+///
+/// # Errors
+/// [`Exit::Usage`] for a report that would replace a device, a pipe or a folder.
+pub fn clear(files: &[ReportFile]) -> anyhow::Result<()> {
+    for ReportFile { file, .. } in files {
+        let shown = file.display();
+        match std::fs::symlink_metadata(file) {
+            Ok(metadata) if metadata.is_file() => std::fs::remove_file(file)
+                .with_context(|| format!("cannot remove the old report '{shown}'"))?,
+            Ok(_) => {
+                return Err(fail(Exit::Usage, format!("the report '{shown}' is no regular file")));
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Writes a file whole or not at all.
 fn write(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let file = std::path::absolute(file)?;
-    let mode = std::fs::metadata(&file).map_or(0o600, |known| known.permissions().mode() & 0o777);
-    Ok(atomic::create(&file, bytes, mode, Existing::Replace)?)
+    Ok(atomic::create(&file, bytes, 0o600, Existing::Replace)?)
 }
 
 #[cfg(test)]
@@ -325,6 +342,7 @@ mod tests {
     use crate::level::Level;
     use crate::sample::{CHILD, PARENT, Sample, VOLUME, at_level, options};
     use bk_manifest::select::Selection;
+    use std::os::unix::fs::PermissionsExt;
 
     fn reports(folder: &Path) -> Vec<ReportFile> {
         let file = |format, name: &str| ReportFile { format, file: folder.join(name) };

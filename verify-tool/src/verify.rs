@@ -582,7 +582,11 @@ mod tests {
         let object = format!("{}/{VOLUME}", sample.parent.folder);
         let mark = bk_push::mark::Mark { objects: vec![object.clone()], ..Default::default() };
         let text = serde_json::to_string(&mark_json(&mark)).unwrap();
-        sample.store.destination.create(".bk/marks/x.json", text.as_bytes()).unwrap();
+        sample
+            .store
+            .destination
+            .create(".bk/marks/20260501T000000Z-00000000.json", text.as_bytes())
+            .unwrap();
         let ran = sample.verify_child(&options());
         assert_eq!(ran.exit(), Exit::Done);
         assert!(ran.has_said(&format!("'{object}' is marked")), "{:?}", ran.said);

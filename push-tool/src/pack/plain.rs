@@ -31,7 +31,11 @@ impl Packer<'_> {
         };
         let mut open = OpenFile::open(&located, &mut Cursor::new(located.root))
             .map_err(|why| unreadable(why.error))?;
-        let object = plain_object(&entry);
+        let mut object = plain_object(&entry);
+        while self.tools.lost.contains(&object) {
+            // Its name may still be taken, by what prune is about to remove.
+            object = format!("again/{object}");
+        }
         self.tools.uploader.open(&object)?;
         let mut hasher = Hasher::default();
         loop {

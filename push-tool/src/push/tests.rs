@@ -135,7 +135,7 @@ fn an_object_that_prune_has_marked_is_stored_again() {
     // A dead push's volume would be taken over, were it not marked.
     let volume = "2026/05/01/b0/files/000001.tar.zst";
     let mark = Mark { objects: vec![volume.into()], ..Mark::default() };
-    memory.store(".bk/marks/m.json", &serde_json::to_vec(&mark).unwrap());
+    memory.store(".bk/marks/20260501T000000Z-00000000.json", &serde_json::to_vec(&mark).unwrap());
     tree.push("b1", &memory).unwrap();
     assert!(memory.has("2026/05/01/b1/files/000001.tar.zst"));
 }
@@ -150,7 +150,7 @@ fn an_object_that_is_marked_during_the_push_is_stored_again() {
         ".entries",
         Box::new(move |objects, now| {
             let text = serde_json::to_vec(&mark).unwrap();
-            objects.insert(".bk/marks/m.json".into(), (text, *now));
+            objects.insert(".bk/marks/20260501T000000Z-00000000.json".into(), (text, *now));
         }),
     );
     tree.push("b0", &memory).unwrap();
@@ -186,7 +186,7 @@ fn a_commit_under_a_mark_that_is_due_is_withdrawn() {
         "manifest.json",
         Box::new(move |objects, now| {
             let text = serde_json::to_vec(&mark).unwrap();
-            objects.insert(".bk/marks/m.json".into(), (text, *now));
+            objects.insert(".bk/marks/20260501T000000Z-00000000.json".into(), (text, *now));
             *now = Time::from_unix(now.unix().0 + 25 * 3600, 0);
         }),
     );
