@@ -33,7 +33,7 @@ impl Lock {
             .custom_flags(i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0))
             .open(path)
             .with_context(|| format!("cannot open the lock '{}'", path.display()))?;
-        Lock::hold(file, holder).with_context(|| format!("cannot lock '{}'", path.display()))
+        Lock::hold(file, holder)
     }
 
     /// Takes the lock on a file that is open for reading and writing.
