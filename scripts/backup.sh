@@ -32,7 +32,7 @@ choose_steps() {
     IFS=: read -ra list <<<"${BACKUP_EXCLUDE:-}"
     [[ ${BACKUP_INCLUDE_ARCHIVED:-true} == true ]] || list+=(/events/archived)
     if [[ -n ${BACKUP_SQLITE:-} ]]; then # a database in use is no file to copy: it is dumped
-      item=$(realpath -m --relative-base="${BACKUP_ROOT}" -- "${BACKUP_SQLITE}")
+      item=$(realpath -m --relative-base="${BACKUP_ROOT}" -- "${BACKUP_SQLITE}" | sed 's/[][\\*?{}]/\\&/g')
       [[ ${item} == /* ]] || list+=("/${item}" "/${item}-wal" "/${item}-shm" "/${item}-journal")
     fi
     add=(bk-manifest add --root "${BACKUP_ROOT}" "${list[@]/#/--exclude=}")

@@ -6,7 +6,7 @@ shopt -s inherit_errexit
 export LC_ALL=C
 umask 077
 
-self=${0##*/} work='' beside='' stopped=() state=''
+self=${0##*/} work='' beside='' stopped=() state='' before_end=:
 
 # Ends with 2: nothing was touched. $1: why.
 fail() {
@@ -28,6 +28,13 @@ begin() {
   wait "$!"
   export -- "${settings[@]}"
   work=$(mktemp -d)
+}
+
+# Makes a folder that is missing, and says so. $1: its mode, $2: its name
+make_folder() {
+  [[ ! -d $2 ]] || return 0
+  install -d -m "$1" -- "$2"
+  printf 'made         %s, with mode %s\n' "$2" "$1"
 }
 
 # Stops BACKUP_STOP_SERVICES, if there are any; `finish` starts them again.
@@ -54,6 +61,7 @@ finish() {
     [[ ${code} != [03] ]] || code=1
   fi
   [[ ${code}:${state} != 2:THE* ]] || code=1 # 2 would say that nothing was touched
+  "${before_end}" >&2 || true
   [[ -z ${work}${beside} ]] || rm -rf -- ${work:+"${work}"} ${beside:+"${beside}"}
   if [[ ${code} != [03] ]]; then
     printf '%s: failed with exit code %s\n' "${self}" "${code}" >&2

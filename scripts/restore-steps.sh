@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2154,SC2034
 # What restore.sh does between its questions and its end. It is sourced, and works with main's variables:
-# given, id, place, root, env_name, secrets; kinds, trees and lost are set here.
+# given, id, place, secrets; kinds, trees and lost are set here.
 
 # Says where each component goes, and sets `kinds` and `trees`; fails if a setting is missing.
 plan() {
@@ -10,11 +10,19 @@ plan() {
   while read -r name kind; do
     place=${setting[${kind}]:-}
     [[ -z ${place} || -n ${!place:-} ]] || fail "no ${place} says where '${name}' (${kind}) goes"
+    [[ ${place} == BACKUP_ROOT || " ${kinds}" != *" ${kind} "* ]] \
+      || fail "the backup holds several components of the kind ${kind}: fetch them with --target, see bk-dump restore --component"
     case ${place} in
-      BACKUP_SQLITE) place="to ${!place}; the one there is kept as ${!place##*/}.before-TIME" ;;
+      BACKUP_SQLITE)
+        [[ ! -d ${!place} ]] || fail "${place} is a folder: ${!place}"
+        place="to ${!place}; the one there is kept as NAME.before-TIME"
+        ;;
       BACKUP_POSTGRES) place="to ${!place}, which must be new or empty: a new name in BACKUP_POSTGRES makes one" ;;
       BACKUP_CONFIG_FILES) place="below ${root}; what is replaced is kept as NAME.before-TIME" ;;
-      BACKUP_ROOT) place="below ${!place}; what is replaced is kept in .bk-replaced-TIME/" trees+=(--component "${name}") ;;
+      BACKUP_ROOT)
+        [[ -d ${!place} || ! -e ${!place} ]] || fail "${place} is no folder: ${!place}"
+        place="below ${!place}; what is replaced is kept in .bk-replaced-TIME/" trees+=(--component "${name}")
+        ;;
       *) kind='' place='not restored' ;;
     esac
     kinds+="${kind} "
@@ -22,42 +30,60 @@ plan() {
   done < <(sed -nE 's/^(components)? +([^ ]+) +([a-z]+) +(complete|partial) .*/\2 \3/p' "${work}/show" || true)
 }
 
-# Fetches the dumps beside; then puts back databases, files and configuration, and compares the files.
+root=.
+half='THE RESTORE STOPPED HALF-WAY. What it replaced was put aside; run it again, or put that back'
+
+# Runs a step that replaces something. Its arguments are the command, a tool of bk: such a one ends with
+# 2, 13, 20 and 21 before it has touched anything.
+replace() {
+  local code=0 before=${state}
+  state=${half}
+  "$@" || code=$?
+  [[ ! ${code} =~ ^(2|13|20|21)$ ]] || state=${before}
+  return "${code}"
+}
+
+# Puts back files, configuration and databases, in this order: all but PostgreSQL, which must be empty, can be
+# done again.
 put_back() {
-  local stamp via=() half='THE RESTORE STOPPED HALF-WAY. What it replaced was put aside; run it again, or put that back'
-  local others='{[!.]*,.[!b]*,.b,.b[!k]*,.bk?*}' # all but .bk
-  [[ -z ${BACKUP_ROOT:-} || -d ${BACKUP_ROOT} ]] || install -d -m 0755 -- "${BACKUP_ROOT}"
+  local via=() sqlite file env=${given["--env-file"]}
+  touch -- "${work}/mark"
   if [[ ${kinds} =~ sql|archive ]]; then
-    beside=${BACKUP_ROOT:-${BACKUP_SQLITE:-./bk}}
-    beside=$(mktemp -d -- "${beside%/}.restore-XXXXXX")
+    beside=${BACKUP_ROOT:-${BACKUP_SQLITE:-./bk}} && beside=${beside%/}
+    make_folder 755 "$(dirname -- "${beside:-/}" || true)"
+    beside=$(mktemp -d -- "${beside}.restore-XXXXXX")
     bk-push fetch "${place[@]}" --target "${beside}" --path '.bk/**' <"${work}/manifest" >"${work}/dumps"
   fi
   stop_services
-  if [[ ${kinds} == *postgresql* ]]; then
-    via=(--url-env "${BACKUP_POSTGRES#url:}")
-    [[ ${BACKUP_POSTGRES} == url:* ]] || via=(--via "${BACKUP_POSTGRES%%/*}" --database "${BACKUP_POSTGRES#*/}")
-    bk-dump restore --from "${beside}" "${via[@]}" <"${work}/dumps" >"${work}/restored"
-    state=${half}
-  fi
-  if [[ ${kinds} == *sqlite* ]]; then
-    bk-dump restore --from "${beside}" --to "${BACKUP_SQLITE}" --replace <"${work}/dumps" >"${work}/restored"
-    state=${half}
-  fi
   if [[ ${kinds} == *tree* ]]; then
-    state=${half}
-    bk-push fetch "${place[@]}" --target "${BACKUP_ROOT}" --into --path "${others}" --path "${others}/**" \
-      <"${work}/manifest" >"${work}/files" || lost=$?
+    make_folder 755 "${BACKUP_ROOT}"
+    replace bk-push fetch "${place[@]}" --target "${BACKUP_ROOT}" --into "${trees[@]}" <"${work}/manifest" >"${work}/files" || lost=$?
     [[ ${lost} == [03] ]] || exit "${lost}"
+    [[ ${lost} == 3 ]] || bk-verify --against "${BACKUP_ROOT}" "${trees[@]}" <"${work}/manifest" >"${work}/compared"
   fi
   if [[ ${kinds} == *archive* && ${secrets} == yes ]]; then
-    state=${half}
     bk-dump restore --from "${beside}" --into "${beside}/config" <"${work}/dumps" >"${work}/restored"
-    [[ -z ${given["--env-file"]} || -n ${given["--force-config"]} ]] || rm -f -- "${beside}/config/${env_name}"
-    stamp=$(date -u +%Y%m%dT%H%M%SZ)
+    while IFS= read -r -d '' file; do # whatever name it has there, or here
+      [[ -z ${env} || -n ${given["--force-config"]} || ! ${root}/${file} -ef ${env} ]] || rm -f -- "${beside}/config/${file}"
+    done < <(find "${beside}/config" ! -type d -printf '%P\0' || true)
     tar -C "${beside}/config" -cf "${beside}/config.tar" .
-    tar -C "${root}" -xpf "${beside}/config.tar" --no-overwrite-dir --backup=simple --suffix=".before-${stamp}"
+    make_folder 700 "${root}"
+    state=${half}
+    tar -C "${root}" -xvpf "${beside}/config.tar" --no-overwrite-dir --backup=simple \
+      --suffix=".before-$(date -u +%Y%m%dT%H%M%SZ || true)" >"${work}/unpacked"
   fi
-  if [[ ${kinds} == *tree* && ${lost} == 0 ]]; then
-    bk-verify --against "${BACKUP_ROOT}" "${trees[@]}" <"${work}/manifest" >"${work}/compared"
+  if [[ ${kinds} == *sqlite* ]]; then
+    sqlite=$(realpath -m -- "${BACKUP_SQLITE}") # now that a link to it is back
+    make_folder 700 "${sqlite%/*}"
+    replace bk-dump restore --from "${beside}" --to "${sqlite}" --replace <"${work}/dumps" >"${work}/restored"
   fi
+  if [[ ${kinds} == *postgresql* ]]; then
+    half+='; PostgreSQL needs a database that is new or empty'
+    [[ ${state} != THE* ]] || state=${half}
+    via=(--url-env "${BACKUP_POSTGRES#url:}")
+    [[ ${BACKUP_POSTGRES} == url:* ]] || via=(--via "${BACKUP_POSTGRES%%/*}" --database "${BACKUP_POSTGRES#*/}")
+    replace bk-dump restore --from "${beside}" "${via[@]}" <"${work}/dumps" >"${work}/restored"
+  fi
+  state='everything was restored'
+  say_aside || true # all the same it is there
 }

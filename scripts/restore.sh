@@ -22,8 +22,24 @@ ask() {
   read -r -p "$1 " answer || answer=''
 }
 
+# Names what was put aside since `mark` was made, in one line.
+say_aside() {
+  local names=() folder
+  [[ -e ${work}/mark ]] || return 0
+  folder=$(dirname -- "$(realpath -m -- "${BACKUP_SQLITE:-.}" || true)")
+  {
+    [[ -z ${BACKUP_ROOT:-} ]] || find "${BACKUP_ROOT}" -maxdepth 1 -newercm "${work}/mark" -name '.bk-replaced-*' || true
+    [[ -z ${BACKUP_SQLITE:-} ]] || find "${folder}" -maxdepth 1 -newercm "${work}/mark" -name '*.before-*' || true
+    [[ ! -e ${work}/unpacked ]] || sed -n "s|^Renaming .* to ['\`]\./\(.*\)'\$|\1|p" "${work}/unpacked" \
+      | xargs -rd '\n' -I{} printf '%s\n' "${root%/}/{}"
+  } 2>/dev/null | sort -u >"${work}/aside"
+  mapfile -t names <"${work}/aside"
+  ((${#names[@]} == 0)) || printf 'put aside    %s\n' "${names[*]@Q}"
+  rm -- "${work}/mark"
+}
+
 main() {
-  local root=. env_name='' id='' place=() kinds='' trees=() answer lost=0 secrets app settings=(--require BACKUP_DESTINATION_PATH)
+  local id='' place=() kinds='' trees=() answer lost=0 secrets app settings=(--require BACKUP_DESTINATION_PATH)
   local -A given=(["--env-file"]='' ["--confirm"]='' ["--secrets"]='' ["--target"]='' ["--force-config"]='' ["--dry-run"]='')
   while (($#)); do
     case $1 in
@@ -46,7 +62,7 @@ main() {
     bk-push list "${place[@]}"
     echo 'restore one of them: restore.sh ID, or restore.sh latest' && exit 0
   fi
-  state='nothing was replaced'
+  state='nothing was replaced' before_end=say_aside
   bk-push manifest "${id}" "${place[@]}" >"${work}/manifest"
   bk-verify "${place[@]}" --level present <"${work}/manifest" >"${work}/verified"
   bk-manifest show "${work}/manifest" | tee "${work}/show"
@@ -59,9 +75,9 @@ main() {
   grep -Eq "^application  ${app//./[.]}( |\$)" "${work}/show" || fail "this is no backup of ${app}"
   # Names in BACKUP_CONFIG_FILES are relative to the env file's folder, or absolute.
   if [[ ${BACKUP_CONFIG_FILES:-} == /* ]]; then
-    root=/ env_name=$(realpath -- "${given["--env-file"]:-.}")
+    root=/
   else
-    root=$(dirname -- "${given["--env-file"]:-./x}") env_name=${given["--env-file"]##*/}
+    root=$(dirname -- "${given["--env-file"]:-./x}")
   fi
   plan
   [[ -z ${given["--dry-run"]} ]] || exit 0

@@ -18,7 +18,7 @@ use bk_manifest::left_out::{LeftOut, Reason};
 use bk_manifest::path::RelPath;
 use bk_manifest::scan::{self, scan};
 use bk_manifest::time::Time;
-use rustix::fs::{AtFlags, statat};
+use rustix::fs::{AtFlags, FileType, statat};
 use serde_json::{Map, Value, json};
 
 use crate::check::{self, DumpKind};
@@ -113,7 +113,8 @@ impl Options {
 /// Looks whether all paths are there, and returns what reads them.
 ///
 /// # Errors
-/// [`Exit::NotFound`] for a path that is not there.
+/// [`Exit::NotFound`] for a path that is not there; [`Exit::Usage`] for a symbolic link, which
+/// would be all that the archive holds.
 pub fn begin<'a>(
     options: &'a Options,
     work: &Work<'_>,
@@ -128,8 +129,14 @@ pub fn begin<'a>(
         let shown = options.root.join(path.as_path());
         let (parent, name) =
             cursor.parent(path).map_err(|error| not_there(&shown.display(), error))?;
-        statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
+        let found = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|error| not_there(&shown.display(), error.into()))?;
+        if FileType::from_raw_mode(found.st_mode) == FileType::Symlink {
+            let message = format!("'{}' is a symbolic link", shown.display());
+            return Err(Failure::new(Exit::Usage, message)
+                .hint("name the file or folder that it points to")
+                .into());
+        }
     }
     let file = format!("{}.{}", work.component, options.format.extension()).into_bytes();
     let name = file.clone();

@@ -58,18 +58,21 @@ pub fn begin(
     work: &Work<'_>,
 ) -> anyhow::Result<Begun<impl FnOnce(&Work<'_>) -> anyhow::Result<Made> + Send + use<>>> {
     let path = options.path.clone();
-    let metadata = fs::metadata(&path).map_err(|error| {
+    let unreadable = |error: io::Error| {
         let exit = match error.kind() {
             io::ErrorKind::NotFound => Exit::NotFound,
             io::ErrorKind::PermissionDenied => Exit::Denied,
             _ => Exit::Failed,
         };
         fail(exit, format!("cannot open the database '{}': {error}", path.display()))
-    })?;
+    };
+    let metadata = fs::metadata(&path).map_err(unreadable)?;
     if !metadata.is_file() {
         return Err(fail(Exit::Failed, format!("'{}' is no database file", path.display())));
     }
-    let wal = fs::metadata(beside(&path, "-wal")).map_or(0, |wal| wal.len());
+    // To SQLite ':memory:' and 'file:x' are no file names. And its own files lie beside the real one.
+    let real = fs::canonicalize(&path).map_err(unreadable)?;
+    let wal = fs::metadata(beside(&real, "-wal")).map_or(0, |wal| wal.len());
     let size = metadata.len().saturating_add(wal);
     // The copy, and what it is compressed to while it still lies there.
     let needed = size.saturating_add(size / 4);
@@ -77,7 +80,7 @@ pub fn begin(
 
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let explain = |error: rusqlite::Error| explained(&error, &path);
-    let source = Connection::open_with_flags(&path, flags).map_err(explain)?;
+    let source = Connection::open_with_flags(&real, flags).map_err(explain)?;
     source.busy_timeout(BUSY_TICK).map_err(explain)?;
     let patience = Patience::new(options.busy_timeout, work.cancel);
     patience.with(&path, || source.execute_batch("BEGIN"))?;
@@ -88,8 +91,9 @@ pub fn begin(
     let mut facts = facts(&source).map_err(explain)?;
     facts.insert("file_mode".into(), format!("{:04o}", metadata.mode() & 0o7777).into());
     facts.insert("file_owner".into(), format!("{}:{}", metadata.uid(), metadata.gid()).into());
-    let mut file = path.file_name().context("the database has no file name")?.as_bytes().to_vec();
-    file.extend_from_slice(b".zst");
+    let name = path.file_name().context("the database has no file name")?.as_bytes();
+    facts.insert("file_name".into(), shown(name).into());
+    let file = format!("{}.zst", file_stem(name)).into_bytes();
     let name = file.clone();
     let busy_timeout = options.busy_timeout;
     let dump = move |work: &Work<'_>| {
@@ -105,6 +109,20 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
+}
+
+/// The database's file name where it is plain everywhere.
+fn file_stem(name: &[u8]) -> &str {
+    let text = std::str::from_utf8(name).unwrap_or_default();
+    if bk_manifest::manifest::is_name(text) { text } else { "database" }
+}
+
+/// A file name as text: what no terminal should get is escaped.
+fn shown(name: &[u8]) -> String {
+    match std::str::from_utf8(name) {
+        Ok(text) => text.escape_debug().to_string(),
+        Err(_) => name.escape_ascii().to_string(),
+    }
 }
 
 fn facts(source: &Connection) -> rusqlite::Result<Map<String, Value>> {
@@ -349,10 +367,11 @@ pub fn decode(
     progress: &dyn Progress,
 ) -> anyhow::Result<tempfile::NamedTempFile> {
     let context = || format!("cannot write to '{}'", folder.display());
+    // Absolute: SQLite takes a path that begins with 'file:' for a URI.
     let mut plain = tempfile::Builder::new()
         .prefix(".bk-tmp-")
         .permissions(Permissions::from_mode(0o600))
-        .tempfile_in(folder)
+        .tempfile_in(std::path::absolute(folder).with_context(context)?)
         .with_context(context)?;
     let mut decoder = zstd::Decoder::new(BufReader::new(dump)).context("cannot read the dump")?;
     let cancel = Cancel::default();
@@ -464,17 +483,18 @@ pub fn restore(
     }
     plain.as_file().set_permissions(Permissions::from_mode(mode)).with_context(context)?;
     plain.as_file().sync_all().with_context(context)?;
-    for suffix in [""].into_iter().chain(SIDE_FILES) {
-        let old = beside(path, suffix);
-        if target.replaces && fs::symlink_metadata(&old).is_ok() {
-            let aside = beside(&aside(path, target.now), suffix);
-            if fs::symlink_metadata(&aside).is_ok() {
-                return Err(fail(Exit::Usage, format!("'{}' is there already", aside.display())));
-            }
-            fs::rename(&old, &aside)
-                .with_context(|| format!("cannot put '{}' aside", old.display()))?;
-            progress.note(&format!("the old '{}' is now '{}'", old.display(), aside.display()));
-        }
+    let kept = aside(path, target.now);
+    let names = [""].into_iter().chain(SIDE_FILES);
+    let moves: Vec<_> = names
+        .map(|suffix| (beside(path, suffix), beside(&kept, suffix)))
+        .filter(|(old, _)| target.replaces && fs::symlink_metadata(old).is_ok())
+        .collect();
+    if let Some((_, aside)) = moves.iter().find(|(_, aside)| fs::symlink_metadata(aside).is_ok()) {
+        return Err(fail(Exit::Usage, format!("'{}' is there already", aside.display())));
+    }
+    for (old, aside) in &moves {
+        fs::rename(old, aside).with_context(|| format!("cannot put '{}' aside", old.display()))?;
+        progress.note(&format!("the old '{}' is now '{}'", old.display(), aside.display()));
     }
     plain.persist_noclobber(path).map_err(|error| error.error).with_context(context)?;
     atomic::sync_folder(folder_of(path)).with_context(context)
@@ -484,4 +504,22 @@ fn aside(path: &Path, now: Time) -> PathBuf {
     let mut name = path.as_os_str().as_bytes().to_vec();
     name.extend(now.format(".before-%Y%m%d-%H%M%S").into_bytes());
     OsString::from_vec(name).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_names_of_databases_do_not_become_file_names() {
+        for (name, stem, text) in [
+            (&b"app.db"[..], "app.db", "app.db"),
+            (b":memory:", "database", ":memory:"),
+            (b"a\nb.db", "database", "a\\nb.db"),
+            (b"\x1b[31m", "database", "\\u{1b}[31m"),
+            (b"a\xff.db", "database", "a\\xff.db"),
+        ] {
+            assert_eq!((file_stem(name), shown(name).as_str()), (stem, text));
+        }
+    }
 }

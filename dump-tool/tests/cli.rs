@@ -311,6 +311,49 @@ fn what_is_no_sound_database_is_refused() {
     assert!(bench.staged_files().is_empty());
 }
 
+#[test]
+fn a_database_may_have_any_name_and_be_named_by_a_link() {
+    let odd = std::ffi::OsStr::from_bytes;
+    let names = [":memory:", "file:x", "file:x?mode=memory", "two words", "a\nb.db", "a[1].db"];
+    for name in names.map(|name| odd(name.as_bytes())).into_iter().chain([odd(b"\xff\x1b.db")]) {
+        let bench = Bench::new();
+        // By a path that SQLite does not take for anything else.
+        let real = bench.folder.path().join(name);
+        let database = Connection::open(&real).unwrap();
+        database.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (a)").unwrap();
+        database.execute_batch("INSERT INTO t VALUES (42)").unwrap();
+        symlink(name, bench.path("link.db")).unwrap();
+        for (given, stem) in [(name, "database"), (odd(b"link.db"), "link.db")] {
+            let mut command = bench.command(&["sqlite", "--name", "db", "--"]);
+            let mut child = command.arg(given).spawn().unwrap();
+            child.stdin.take().unwrap().write_all(&begun()).unwrap();
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let document = output.stdout;
+            assert_eq!(entries(&document)[0].path.to_string(), format!(".bk/db/{stem}.zst"));
+            let (_, trailer) = Reader::new(&document[..]).unwrap().end().unwrap();
+            let record = &trailer.components().unwrap()[0].extra["file_name"];
+            let text = record.as_str().unwrap();
+            assert!(!text.is_empty() && !text.contains(char::is_control), "{text:?}");
+            let _ = fs::remove_dir_all(bench.path("fetched"));
+            bench.fetch(&document);
+            fs::create_dir(bench.path("file:folder")).or_else(ignore_existing).unwrap();
+            for to in ["file:new", "file:folder/new"] {
+                bench.works(&["restore", "--from", "fetched", "--to", to], &document);
+                let new = Connection::open(bench.path(to)).unwrap();
+                let value = new.query_row("SELECT a FROM t", [], |row| row.get::<_, i64>(0));
+                assert_eq!(value, Ok(42));
+                drop(new);
+                fs::remove_file(bench.path(to)).unwrap();
+            }
+        }
+    }
+}
+
+fn ignore_existing(error: std::io::Error) -> std::io::Result<()> {
+    if error.kind() == std::io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) }
+}
+
 /// A tree with what a file system can hold.
 fn config(bench: &Bench) {
     write(&bench.path(".env"), b"SECRET=1\n");
@@ -409,6 +452,18 @@ fn a_missing_path_is_found_out_before_anything_is_written() {
     bench.fails(&["archive", "--name", "c", "../x"], &begun(), 2, "..");
     symlink("conf", bench.path("link")).unwrap();
     bench.fails(&["archive", "--name", "c", "link/certs"], &begun(), 13, "link/certs");
+}
+
+#[test]
+fn a_link_that_is_named_itself_is_refused() {
+    let bench = Bench::new();
+    config(&bench);
+    symlink(".env", bench.path("link")).unwrap();
+    symlink("conf", bench.path("folder")).unwrap();
+    for name in ["link", "folder", "folder/", "conf/dangling"] {
+        bench.fails(&["archive", "--name", "c", ".env", name], &begun(), 2, "is a symbolic link");
+        assert!(bench.staged_files().is_empty());
+    }
 }
 
 #[test]

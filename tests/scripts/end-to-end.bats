@@ -167,8 +167,8 @@ count_backups() { find dest -name manifest.json | wc -l; }
   backup
   printf '# changed\n' >>app/app.env
   ln -s app.env app/link.env
-  mkdir other && ln app/app.env other/hard.env
-  for name in app/link.env app/./app.env; do
+  ln app/app.env app/hard.env
+  for name in app/link.env app/./app.env app/hard.env; do
     run -0 --separate-stderr "${scripts}/restore.sh" --env-file "${name}" latest --confirm app --secrets yes
     [[ ${output} == *"put aside    "*secrets/key.before-* ]]
     [[ $(tail -n 1 app/app.env) == '# changed' && $(<app/secrets/key) == key ]]
