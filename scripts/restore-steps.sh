@@ -54,6 +54,11 @@ put_back() {
     beside=$(mktemp -d -- "${beside}.restore-XXXXXX")
     bk-push fetch "${place[@]}" --target "${beside}" --path '.bk/**' <"${work}/manifest" >"${work}/dumps"
   fi
+  if [[ ${kinds} == *postgresql* ]]; then # before anything is stopped or replaced
+    via=(--url-env "${BACKUP_POSTGRES#url:}")
+    [[ ${BACKUP_POSTGRES} == url:* ]] || via=(--via "${BACKUP_POSTGRES%%/*}" --database "${BACKUP_POSTGRES#*/}")
+    bk-dump restore --dry-run --from "${beside}" "${via[@]}" <"${work}/dumps" >"${work}/checked"
+  fi
   stop_services
   if [[ ${kinds} == *tree* ]]; then
     make_folder 755 "${BACKUP_ROOT}"
@@ -80,8 +85,6 @@ put_back() {
   if [[ ${kinds} == *postgresql* ]]; then
     half+='; PostgreSQL needs a database that is new or empty'
     [[ ${state} != THE* ]] || state=${half}
-    via=(--url-env "${BACKUP_POSTGRES#url:}")
-    [[ ${BACKUP_POSTGRES} == url:* ]] || via=(--via "${BACKUP_POSTGRES%%/*}" --database "${BACKUP_POSTGRES#*/}")
     replace bk-dump restore --from "${beside}" "${via[@]}" <"${work}/dumps" >"${work}/restored"
   fi
   state='everything was restored'

@@ -258,6 +258,8 @@ fn what_is_not_empty_is_refused_whatever_it_holds() {
         let restore = ["restore", "--from", "back", "--database", &name];
         let ended = sandbox.run("bk-dump", &restore, &document);
         assert_eq!(ended.code, 2, "{object}: {}", ended.stderr);
+        let dry_run = [&restore[..], &["--dry-run"]].concat();
+        sandbox.run("bk-dump", &dry_run, &document).expect(2);
         assert_eq!(server.content(&name), before);
     }
     // What an extension brings along is no reason.

@@ -149,6 +149,7 @@ struct CheckArgs {
 }
 
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 struct RestoreArgs {
     /// Folder that `bk-push fetch` has filled
     #[arg(long, value_name = "DIR")]
@@ -162,6 +163,9 @@ struct RestoreArgs {
     /// For an archive: the folder to unpack into
     #[arg(long, value_name = "DIR", conflicts_with_all = ["via", "url_env", "database"])]
     into: Option<PathBuf>,
+    /// Check the dump and whether the target would take it, and touch nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
     /// Put aside what is there: a database as NAME.before-TIME, files in .bk-replaced-TIME/
     #[arg(long)]
     replace: bool,
@@ -285,8 +289,12 @@ fn run_restore(args: &RestoreArgs, console: &Console) -> anyhow::Result<Exit> {
     } else {
         restore::Target::None
     };
-    let options =
-        restore::Options { from: args.from.clone(), component: args.component.clone(), target };
+    let options = restore::Options {
+        from: args.from.clone(),
+        component: args.component.clone(),
+        target,
+        is_dry_run: args.dry_run,
+    };
     let input = console.input(RESTORE_PIPE)?;
     restore::restore(input, console.output(), &options, console)
 }

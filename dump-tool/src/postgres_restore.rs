@@ -69,13 +69,18 @@ pub fn restore(
     loaded.with_context(|| format!("cannot restore into the database '{name}'"))
 }
 
-/// Makes sure that the database is there and empty; says whether it was made.
-fn prepare(
-    server: &Server,
-    name: &str,
-    facts: &Map<String, Value>,
-    progress: &dyn Progress,
-) -> anyhow::Result<bool> {
+/// Looks whether the database could be restored into: it is empty, or not there.
+///
+/// # Errors
+/// As [`restore`], before anything was touched.
+pub fn check_target(target: &Target<'_>) -> anyhow::Result<()> {
+    let name = target.server.database().context("no database was named")?;
+    client_version(target.server, "pg_restore")?;
+    open_empty(target.server, name).map(|_| ())
+}
+
+/// A session in an empty database; `None` if there is no such database.
+fn open_empty(server: &Server, name: &str) -> anyhow::Result<Option<Session>> {
     let mut session = match Session::open(server, &Cancel::default()) {
         Ok(session) => session,
         Err(error) => {
@@ -85,12 +90,7 @@ fn prepare(
                 let list = "SELECT count(*) FROM pg_catalog.pg_database WHERE datname = ";
                 Ok(session.value(&format!("{list}{}", literal(name)))? == "0")
             });
-            if !is_missing.unwrap_or(false) {
-                return Err(error);
-            }
-            create(server, name, facts, progress)?;
-            progress.note(&format!("made the database '{name}'"));
-            return Ok(true);
+            return if is_missing.unwrap_or(false) { Ok(None) } else { Err(error) };
         }
     };
     let found: Vec<String> = session
@@ -105,6 +105,21 @@ fn prepare(
             .hint("name a new one (--database NAME): it will be made")
             .into());
     }
+    Ok(Some(session))
+}
+
+/// Makes sure that the database is there and empty; says whether it was made.
+fn prepare(
+    server: &Server,
+    name: &str,
+    facts: &Map<String, Value>,
+    progress: &dyn Progress,
+) -> anyhow::Result<bool> {
+    let Some(mut session) = open_empty(server, name)? else {
+        create(server, name, facts, progress)?;
+        progress.note(&format!("made the database '{name}'"));
+        return Ok(true);
+    };
     let encoding = session.value("SHOW server_encoding")?;
     let recorded = facts.get("encoding").and_then(Value::as_str).unwrap_or(&encoding);
     if encoding != recorded {

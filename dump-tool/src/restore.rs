@@ -28,6 +28,8 @@ pub struct Options<'a> {
     pub component: Option<String>,
     /// Where it goes.
     pub target: Target<'a>,
+    /// Whether to look only: at the dump, and whether the target would take it.
+    pub is_dry_run: bool,
 }
 
 /// Where a component goes; which one it can be depends on its kind.
@@ -94,6 +96,15 @@ pub fn restore(
         Target::None | Target::Postgres(_) | Target::Folder(_) => {}
     }
     let (kind, mut dump) = checked(&options.from, component, &entry, server, progress)?;
+    if options.is_dry_run {
+        if let Target::Postgres(target) = &options.target {
+            postgres_restore::check_target(target)?;
+        }
+        progress.note(&format!("the component '{}' can be restored", component.name));
+        let exit = document.trailer.exit()?;
+        document.write(output, Format::Json)?;
+        return Ok(exit);
+    }
     dump.rewind().context("cannot read the dump")?;
     match &options.target {
         Target::Postgres(target) => {

@@ -12,6 +12,7 @@ set -euo pipefail
 tool=${0##*/}
 step=${tool}
 [[ -z ${1:-} || $1 == -* ]] || step+=-$1
+[[ $* != *--dry-run* ]] || step+=-dry-run
 printf '%s %s\n' "${tool}" "$*" >>"${FAKE}/calls"
 code=0
 [[ ! -e ${FAKE}/codes/${step} ]] || code=$(<"${FAKE}/codes/${step}")

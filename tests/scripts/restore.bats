@@ -126,6 +126,15 @@ END
   [[ ${stderr} == *'could not start again'*'everything was restored' ]]
 }
 
+@test "a PostgreSQL database in use is refused before anything is stopped or replaced" {
+  sed -i 's/sqlite  /postgresql/' "${FAKE}/show"
+  echo 'BACKUP_POSTGRES=docker:pg/new' >>"${FAKE}/settings"
+  echo 2 >"${FAKE}/codes/bk-dump-restore-dry-run"
+  run --separate-stderr -2 "${restore}" latest --confirm app --secrets no
+  [[ ${stderr} == *'restore.sh: nothing was replaced' ]]
+  run ! grep -e '^docker' -e '--into' "${FAKE}/calls"
+}
+
 @test "several databases or archives of one kind are refused before anything stops" {
   local kind
   for kind in sqlite archive; do
