@@ -99,6 +99,17 @@ impl Sandbox {
         self.run("bk-push", &["init", "--to", dest, "--grace", grace], b"").ok();
     }
 
+    /// Puts the tools into `bin`, for another user who may not look where they were built.
+    pub fn lend_tools(&self) {
+        fs::create_dir(self.path("bin")).unwrap();
+        for tool in ["bk-manifest", "bk-dump", "bk-push", "bk-prune", "bk-verify"] {
+            let lent = self.path("bin").join(tool);
+            fs::copy(bin_dir().join(tool), &lent).unwrap();
+            fs::set_permissions(lent, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        fs::set_permissions(self.path("bin"), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
     /// A path in the sandbox.
     pub fn path(&self, path: &str) -> PathBuf {
         self.dir.path().join(path)

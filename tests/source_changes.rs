@@ -155,10 +155,11 @@ fn what_cannot_be_read_makes_a_partial_backup() {
     sandbox.write("good", "x");
     sandbox.write("closed/inside", "x");
     sandbox.write("unreadable", "x");
+    sandbox.lend_tools();
     // As somebody who is not root: root reads everything.
     let script =
         "chmod 000 src/closed src/unreadable; chmod 0777 . dest src tmp home; chmod -R a+rwX dest
-        setpriv --reuid=65534 --regid=65534 --clear-groups sh -c '
+        PATH=$PWD/bin:$PATH setpriv --reuid=65534 --regid=65534 --clear-groups sh -c '
         bk-manifest new --app app | bk-manifest add --root src > document; echo $?
         bk-push init --to mine; bk-push --to mine < document > out.json; echo $?
         bk-push fetch --from mine --target back < out.json > fetched.json; echo $?'";
