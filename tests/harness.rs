@@ -323,6 +323,13 @@ pub fn run(command: &mut Command, input: &[u8]) -> Ended {
     Ended { code, stdout, stderr: String::from_utf8_lossy(&stderr).into_owned() }
 }
 
+/// Whether a staged dump was sealed. One that was killed between its seal and the end of its document
+/// may still be pushed, for all that the next run knows: it stays for some hours.
+pub fn is_sealed(staged: &Path) -> bool {
+    let record = staged.parent().unwrap().with_file_name(".database.json");
+    fs::read_to_string(record).is_ok_and(|record| record.contains("\"is_sealed\":true"))
+}
+
 /// Sets a file's modification time.
 pub fn set_mtime(path: &Path, seconds: i64, nanoseconds: i64) {
     let time = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: nanoseconds };

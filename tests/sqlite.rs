@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
-use crate::harness::{Ended, Random, Sandbox, bin_dir, files_below};
+use crate::harness::{Ended, Random, Sandbox, bin_dir, files_below, is_sealed};
 
 const NEW: &[&str] = &["bk-manifest", "new", "--app", "app"];
 const DUMP: &[&str] = &["bk-dump", "sqlite", "data/app.db"];
@@ -450,12 +450,6 @@ fn a_killed_dump_leaves_no_backup_and_no_lock() {
             .unwrap();
     }
     let document = all_ok(sandbox.pipe(&[NEW, DUMP, PUSH])).stdout;
-    // One that was killed between its seal and the end of its document may still be pushed, for all
-    // that the next run knows: it stays for some hours.
-    let is_sealed = |file: &PathBuf| {
-        let record = file.parent().unwrap().with_file_name(".database.json");
-        fs::read_to_string(record).is_ok_and(|record| record.contains("\"is_sealed\":true"))
-    };
     let mut left = staged(&sandbox);
     left.retain(|file| !is_sealed(file));
     assert_eq!(left, Vec::<PathBuf>::new(), "it was not swept");
