@@ -12,7 +12,7 @@ use bk_manifest::exit::{Exit, fail};
 use bk_manifest::progress::{Progress, Silent};
 use flate2::read::MultiGzDecoder;
 
-use crate::connection::{Request, Server};
+use crate::postgres::connection::{Request, Server};
 use crate::{postgres, sqlite};
 
 /// Longest line of a plain dump that is looked at; the rest of it is skipped.
@@ -129,7 +129,7 @@ pub fn check_open(
             let mut copy = file.try_clone().context("cannot read the dump")?;
             let hashed = Digest::of_reader(file).context("cannot read the dump")?;
             io::Seek::rewind(&mut copy).context("cannot read the dump")?;
-            sqlite::decode(copy, scratch, progress)?;
+            sqlite::restore::decode(copy, scratch, progress)?;
             Ok(hashed)
         }
         _ => read_to_end(kind, file, &cancel),

@@ -1,22 +1,24 @@
 //! The command line of `bk-dump`.
 
+mod connection;
+mod postgres;
+mod restore;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bk_manifest::command::Cancel;
-use bk_manifest::exit::{Exit, Failure, fail};
+use bk_manifest::exit::{Exit, Failure};
 use bk_manifest::progress::Progress;
 use bk_manifest::shell::{Console, EXIT_CODES_HELP, Verbosity};
 use bk_manifest::time::Time;
 use clap::{Parser, Subcommand};
 
 use crate::check::{self, DumpKind};
-use crate::connection::{self, Request, Server, Via};
 use crate::filter::Patient;
-use crate::{archive, filter, postgres, postgres_restore, restore, sqlite, unpack};
+use crate::postgres::connection::{Request, Server};
+use crate::{archive, filter, sqlite};
 
-/// The variable of a connection URL, where no other is named.
-const DEFAULT_URL_VARIABLE: &str = "DATABASE_URL";
 /// The pipe that a step is part of, for those who start it by itself.
 const PIPE: &str =
     "bk-manifest new --app NAME | bk-dump … | bk-manifest add --root DIR | bk-push …";
@@ -39,7 +41,7 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Dump a PostgreSQL database from one snapshot
-    Postgres(PostgresArgs),
+    Postgres(postgres::PostgresArgs),
     /// Copy an SQLite database while it is in use
     Sqlite(SqliteArgs),
     /// Put a few files and folders (configuration, secrets) into one archive
@@ -47,7 +49,7 @@ enum Command {
     /// Read dumps to their end
     Check(CheckArgs),
     /// Restore a dump that `bk-push fetch` has brought back
-    Restore(RestoreArgs),
+    Restore(restore::RestoreArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -58,49 +60,6 @@ struct StageArgs {
     /// The state folder is $XDG_STATE_HOME or ~/.local/state. What dead runs left in it is removed.
     #[arg(long, value_name = "DIR", env = "BK_STAGE")]
     stage: Option<PathBuf>,
-}
-
-#[derive(Debug, clap::Args)]
-#[expect(clippy::doc_markdown, reason = "help texts: backticks would be printed")]
-struct ConnectionArgs {
-    /// Run the PostgreSQL programs inside a container: docker:CONTAINER or compose:SERVICE
-    #[arg(long, value_name = "PLACE", hide_possible_values = true)]
-    via: Option<String>,
-    /// Take the connection URL from this environment variable [default: DATABASE_URL, if set]
-    ///
-    /// Without a URL the variables of libpq hold: PGHOST, PGPORT, PGUSER, PGPASSWORD, PGPASSFILE…
-    /// With --via only a variable that is named here is read.
-    #[arg(long, value_name = "NAME")]
-    url_env: Option<String>,
-    /// Role to connect as
-    #[arg(long, value_name = "NAME")]
-    user: Option<String>,
-    /// Database
-    #[arg(long, value_name = "NAME")]
-    database: Option<String>,
-    /// Caught, so that a password in it is not repeated by the message about an unknown argument.
-    #[arg(hide = true, value_name = "URL", value_parser = clap::builder::OsStringValueParser::new())]
-    stray: Vec<std::ffi::OsString>,
-}
-
-#[derive(Debug, clap::Args)]
-struct PostgresArgs {
-    /// Name of the component
-    #[arg(long, value_name = "NAME", default_value = "database")]
-    name: String,
-    #[command(flatten)]
-    connection: ConnectionArgs,
-    #[command(flatten)]
-    stage: StageArgs,
-    /// Leave out who owns what
-    #[arg(long)]
-    no_owner: bool,
-    /// Leave out who may do what
-    #[arg(long)]
-    no_acl: bool,
-    /// Leave out the rows of tables that match (can be repeated)
-    #[arg(long, value_name = "PATTERN")]
-    exclude_table_data: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -148,37 +107,6 @@ struct CheckArgs {
     via: Option<String>,
 }
 
-#[derive(Debug, clap::Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
-struct RestoreArgs {
-    /// Folder that `bk-push fetch` has filled
-    #[arg(long, value_name = "DIR")]
-    from: PathBuf,
-    /// Component to restore [default: the only one of the target's kind]
-    #[arg(long, value_name = "NAME")]
-    component: Option<String>,
-    /// For SQLite: the database file to be made
-    #[arg(long, value_name = "FILE", alias = "sqlite", conflicts_with_all = ["into", "via", "url_env", "database"])]
-    to: Option<PathBuf>,
-    /// For an archive: the folder to unpack into
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["via", "url_env", "database"])]
-    into: Option<PathBuf>,
-    /// Check the dump and whether the target would take it, and touch nothing
-    #[arg(short = 'n', long)]
-    dry_run: bool,
-    /// Put aside what is there: a database as NAME.before-TIME, files in .bk-replaced-TIME/
-    #[arg(long)]
-    replace: bool,
-    #[command(flatten)]
-    connection: ConnectionArgs,
-    /// For PostgreSQL: everything belongs to the role that restores
-    #[arg(long)]
-    no_owner: bool,
-    /// For PostgreSQL: leave out who may do what
-    #[arg(long)]
-    no_acl: bool,
-}
-
 /// The part of the arguments that the shell needs.
 pub fn verbosity(args: &Args) -> &Verbosity {
     &args.verbosity
@@ -190,27 +118,12 @@ pub fn verbosity(args: &Args) -> &Verbosity {
 /// Those of the step; their code is told by [`bk_manifest::exit::classify`].
 pub fn run(args: &Args, console: &Console) -> anyhow::Result<Exit> {
     match &args.command {
-        Command::Postgres(args) => run_postgres(args, console),
+        Command::Postgres(args) => postgres::run(args, console),
         Command::Sqlite(args) => run_sqlite(args, console),
         Command::Archive(args) => run_archive(args, console),
         Command::Check(args) => run_check(args, console),
-        Command::Restore(args) => run_restore(args, console),
+        Command::Restore(args) => restore::run(args, console),
     }
-}
-
-fn run_postgres(args: &PostgresArgs, console: &Console) -> anyhow::Result<Exit> {
-    let filter = filter_options(&args.name, &args.stage)?;
-    let request = request(&args.connection)?;
-    let options = postgres::Options {
-        no_owner: args.no_owner,
-        no_acl: args.no_acl,
-        exclude_table_data: args.exclude_table_data.clone(),
-    };
-    let input = Patient::new(console.input(PIPE)?, &filter.cancel);
-    let server = Server::new(&request)?;
-    filter::run(input, console.output(), &filter, console, |work| {
-        postgres::begin(&server, &options, work)
-    })
 }
 
 fn run_sqlite(args: &SqliteArgs, console: &Console) -> anyhow::Result<Exit> {
@@ -231,11 +144,11 @@ fn run_archive(args: &ArchiveArgs, console: &Console) -> anyhow::Result<Exit> {
 }
 
 fn run_check(args: &CheckArgs, console: &Console) -> anyhow::Result<Exit> {
-    let via = via(args.via.as_deref())?;
+    let via = connection::via(args.via.as_deref())?;
     let server = Server::new(&Request { via, ..Request::default() })?;
     if let Some(from) = &args.from {
         let input = console.input(RESTORE_PIPE)?;
-        return restore::check_all(input, console.output(), from, &server, console);
+        return crate::restore::check_all(input, console.output(), from, &server, console);
     }
     let kinds: Vec<(DumpKind, &PathBuf)> = args
         .files
@@ -263,60 +176,6 @@ fn run_check(args: &CheckArgs, console: &Console) -> anyhow::Result<Exit> {
         }
     }
     worst.map_or(Ok(Exit::Done), Err)
-}
-
-fn run_restore(args: &RestoreArgs, console: &Console) -> anyhow::Result<Exit> {
-    let request = request(&args.connection)?;
-    let now = Time::now();
-    let replaces = args.replace;
-    let server;
-    let target = if let Some(path) = &args.to {
-        restore::Target::Sqlite(sqlite::Target { path: path.clone(), replaces, now })
-    } else if let Some(folder) = &args.into {
-        restore::Target::Folder(unpack::Target { folder, replaces, now })
-    } else if let Some(asked) = postgres_target(&args.connection, &request)? {
-        if replaces {
-            return Err(Failure::new(Exit::Usage, "--replace is not for PostgreSQL databases")
-                .hint("restore into a new one (--database NAME) and rename them")
-                .into());
-        }
-        server = Server::new(&asked)?;
-        restore::Target::Postgres(postgres_restore::Target {
-            server: &server,
-            no_owner: args.no_owner,
-            no_acl: args.no_acl,
-        })
-    } else {
-        restore::Target::None
-    };
-    let options = restore::Options {
-        from: args.from.clone(),
-        component: args.component.clone(),
-        target,
-        is_dry_run: args.dry_run,
-    };
-    let input = console.input(RESTORE_PIPE)?;
-    restore::restore(input, console.output(), &options, console)
-}
-
-/// The connection to restore through, if one was asked for; the database must have been named.
-fn postgres_target(args: &ConnectionArgs, request: &Request) -> anyhow::Result<Option<Request>> {
-    let is_asked = args.via.is_some()
-        || args.url_env.is_some()
-        || args.database.is_some()
-        || args.user.is_some();
-    if !is_asked {
-        return Ok(None);
-    }
-    let is_named = args.database.is_some() || request.url.is_some();
-    if !is_named && request.default_database.is_none() {
-        return Err(fail(Exit::Usage, "which database to restore into? --database NAME"));
-    }
-    let mut request = request.clone();
-    if !is_named {
-        request.database.clone_from(&request.default_database);
-    }
-    Ok(Some(request))
 }
 
 fn filter_options(name: &str, args: &StageArgs) -> anyhow::Result<filter::Options> {
@@ -347,46 +206,6 @@ fn default_stage() -> anyhow::Result<PathBuf> {
             .hint("name one: --stage DIR or BK_STAGE")
             .into()),
     }
-}
-
-fn via(text: Option<&str>) -> anyhow::Result<Via> {
-    match text {
-        None => Ok(Via::Host),
-        Some(text) => {
-            text.parse().map_err(|why: &str| fail(Exit::Usage, format!("malformed --via: {why}")))
-        }
-    }
-}
-
-/// Takes the connection from arguments and environment; flags come before variables.
-fn request(args: &ConnectionArgs) -> anyhow::Result<Request> {
-    let typed = [&args.via, &args.url_env, &args.user, &args.database];
-    let is_exposed =
-        typed.into_iter().flatten().map(String::as_str).any(connection::is_connection_string);
-    if is_exposed || !args.stray.is_empty() {
-        // What it was is not repeated: it may hold a password.
-        return Err(Failure::new(
-            Exit::Usage,
-            "an argument that belongs to no option, or a connection string among the arguments",
-        )
-        .hint("arguments are seen by every user of this machine: put the URL into a variable")
-        .hint("and name that: --url-env NAME; the database goes into --database NAME")
-        .into());
-    }
-    let variable = |name: &str| std::env::var(name).ok();
-    let url = match &args.url_env {
-        Some(name) => Some(connection::url_of(name, variable(name))?),
-        None if args.via.is_some() => None,
-        None => variable(DEFAULT_URL_VARIABLE).filter(|url| !url.trim().is_empty()),
-    };
-    Ok(Request {
-        via: via(args.via.as_deref())?,
-        url,
-        user: args.user.clone(),
-        database: args.database.clone(),
-        default_database: variable("PGDATABASE").filter(|name| !name.is_empty()),
-        default_password: variable("PGPASSWORD").filter(|password| !password.is_empty()),
-    })
 }
 
 #[cfg(test)]

@@ -5,15 +5,11 @@
 //! the point in time, and writing the file. [`check`] reads a dump to its end.
 
 pub mod archive;
-pub mod archive_header;
 pub mod check;
 pub mod cli;
-pub mod connection;
 pub mod filter;
 pub mod postgres;
-pub mod postgres_restore;
 pub mod restore;
-pub mod session;
 pub mod sqlite;
 pub mod stage;
 pub mod unpack;

@@ -1,5 +1,10 @@
 //! PostgreSQL: a dump in custom format of one snapshot, and a database made of it again.
 
+pub mod connection;
+pub mod restore;
+pub mod session;
+pub mod toc;
+
 use std::fs::File;
 use std::io::{self, Read, Write};
 
@@ -12,10 +17,10 @@ use bk_manifest::left_out::LeftOut;
 use bk_manifest::progress::Progress;
 use serde_json::{Map, Value, json};
 
-use crate::archive_header::{self, Head};
-use crate::connection::{self, Server};
+use self::connection::Server;
+use self::session::{Session, literal};
+use self::toc::Head;
 use crate::filter::{Begun, Made, Work};
-use crate::session::{Session, literal};
 
 /// The `kind` of its components.
 pub const KIND: &str = "postgresql";
@@ -258,7 +263,7 @@ pub fn read_archive(
         if read == 0 {
             break;
         }
-        head.get_or_insert_with(|| archive_header::read(&buffer[..read]));
+        head.get_or_insert_with(|| toc::read(&buffer[..read]));
         hasher.update(&buffer[..read]);
         progress.advance(read as u64, 0);
         match stdin.as_mut().map(|stdin| stdin.write_all(&buffer[..read])) {

@@ -17,8 +17,8 @@ use bk_manifest::stream::Format;
 use serde_json::{Value, json};
 
 use crate::check::{self, DumpKind};
-use crate::connection::Server;
-use crate::{archive, postgres, postgres_restore, sqlite, unpack};
+use crate::postgres::connection::Server;
+use crate::{archive, postgres, sqlite, unpack};
 
 /// What is restored and where to.
 pub struct Options<'a> {
@@ -37,9 +37,9 @@ pub enum Target<'a> {
     /// None was named: an error that says what to name, once the component is known.
     None,
     /// A database on a PostgreSQL server.
-    Postgres(postgres_restore::Target<'a>),
+    Postgres(postgres::restore::Target<'a>),
     /// An SQLite database file.
-    Sqlite(sqlite::Target),
+    Sqlite(sqlite::restore::Target),
     /// A folder for an archive.
     Folder(unpack::Target<'a>),
 }
@@ -86,19 +86,19 @@ pub fn restore(
     if component.status == Status::Partial {
         progress.warn(&format!("the component '{}' was backed up in part", component.name));
     }
-    let nowhere = Server::new(&crate::connection::Request::default())?;
+    let nowhere = Server::new(&postgres::connection::Request::default())?;
     let server = match &options.target {
         Target::Postgres(target) => target.server,
         _ => &nowhere,
     };
     match &options.target {
-        Target::Sqlite(target) => sqlite::check_target(target)?,
+        Target::Sqlite(target) => sqlite::restore::check_target(target)?,
         Target::None | Target::Postgres(_) | Target::Folder(_) => {}
     }
     let (kind, mut dump) = checked(&options.from, component, &entry, server, progress)?;
     if options.is_dry_run {
         if let Target::Postgres(target) = &options.target {
-            postgres_restore::check_target(target)?;
+            postgres::restore::check_target(target)?;
         }
         progress.note(&format!("the component '{}' can be restored", component.name));
         let exit = document.trailer.exit()?;
@@ -108,9 +108,11 @@ pub fn restore(
     dump.rewind().context("cannot read the dump")?;
     match &options.target {
         Target::Postgres(target) => {
-            postgres_restore::restore(dump, &component.extra, target, progress)?;
+            postgres::restore::restore(dump, &component.extra, target, progress)?;
         }
-        Target::Sqlite(target) => sqlite::restore(dump, &component.extra, target, progress)?,
+        Target::Sqlite(target) => {
+            sqlite::restore::restore(dump, &component.extra, target, progress)?
+        }
         Target::Folder(target) => unpack::unpack(kind, dump, target, progress)?,
         Target::None => return Err(no_target(component)),
     }

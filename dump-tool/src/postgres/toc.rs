@@ -13,7 +13,7 @@ const COMPRESSION_BYTE: (u8, u8) = (1, 15);
 
 /// What the head says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Head {
+pub(super) enum Head {
     /// So many entries follow.
     Entries(i64),
     /// A version that is not known here; `pg_restore` decides alone.
@@ -23,7 +23,7 @@ pub enum Head {
 }
 
 /// Reads the head from the beginning of an archive.
-pub fn read(beginning: &[u8]) -> Head {
+pub(super) fn read(beginning: &[u8]) -> Head {
     let Some(rest) = beginning.strip_prefix(MAGIC) else { return Head::Malformed };
     match rest {
         [major, minor, ..] if !KNOWN.contains(&(*major, *minor)) => Head::Unknown,

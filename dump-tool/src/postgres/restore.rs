@@ -8,9 +8,9 @@ use bk_manifest::exit::{Exit, Failure, classify, fail};
 use bk_manifest::progress::Progress;
 use serde_json::{Map, Value};
 
-use crate::connection::{self, Server};
+use super::connection::{self, Server};
+use super::session::{Session, identifier, literal};
 use crate::postgres::client_version;
-use crate::session::{Session, identifier, literal};
 
 /// What is dumped into where.
 pub struct Target<'a> {

@@ -6,7 +6,7 @@ use anyhow::Context;
 use bk_manifest::command::{Cancel, Running};
 use serde_json::Value;
 
-use crate::connection::{self, Server};
+use super::connection::{self, Server};
 
 /// What psql is told to print behind every answer.
 const MARK: &str = "-- bk: end of answer";

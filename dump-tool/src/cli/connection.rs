@@ -1,0 +1,72 @@
+//! The arguments that say which PostgreSQL server and database are meant.
+
+use bk_manifest::exit::{Exit, Failure, fail};
+
+use crate::postgres::connection::{self, Request, Via};
+
+/// The variable of a connection URL, where no other is named.
+const DEFAULT_URL_VARIABLE: &str = "DATABASE_URL";
+
+#[derive(Debug, clap::Args)]
+#[expect(clippy::doc_markdown, reason = "help texts: backticks would be printed")]
+pub(super) struct ConnectionArgs {
+    /// Run the PostgreSQL programs inside a container: docker:CONTAINER or compose:SERVICE
+    #[arg(long, value_name = "PLACE", hide_possible_values = true)]
+    pub(super) via: Option<String>,
+    /// Take the connection URL from this environment variable [default: DATABASE_URL, if set]
+    ///
+    /// Without a URL the variables of libpq hold: PGHOST, PGPORT, PGUSER, PGPASSWORD, PGPASSFILE…
+    /// With --via only a variable that is named here is read.
+    #[arg(long, value_name = "NAME")]
+    pub(super) url_env: Option<String>,
+    /// Role to connect as
+    #[arg(long, value_name = "NAME")]
+    pub(super) user: Option<String>,
+    /// Database
+    #[arg(long, value_name = "NAME")]
+    pub(super) database: Option<String>,
+    /// Caught, so that a password in it is not repeated by the message about an unknown argument.
+    #[arg(hide = true, value_name = "URL", value_parser = clap::builder::OsStringValueParser::new())]
+    pub(super) stray: Vec<std::ffi::OsString>,
+}
+
+/// Where the programs run.
+pub(super) fn via(text: Option<&str>) -> anyhow::Result<Via> {
+    match text {
+        None => Ok(Via::Host),
+        Some(text) => {
+            text.parse().map_err(|why: &str| fail(Exit::Usage, format!("malformed --via: {why}")))
+        }
+    }
+}
+
+/// Takes the connection from arguments and environment; flags come before variables.
+pub(super) fn request(args: &ConnectionArgs) -> anyhow::Result<Request> {
+    let typed = [&args.via, &args.url_env, &args.user, &args.database];
+    let is_exposed =
+        typed.into_iter().flatten().map(String::as_str).any(connection::is_connection_string);
+    if is_exposed || !args.stray.is_empty() {
+        // What it was is not repeated: it may hold a password.
+        return Err(Failure::new(
+            Exit::Usage,
+            "an argument that belongs to no option, or a connection string among the arguments",
+        )
+        .hint("arguments are seen by every user of this machine: put the URL into a variable")
+        .hint("and name that: --url-env NAME; the database goes into --database NAME")
+        .into());
+    }
+    let variable = |name: &str| std::env::var(name).ok();
+    let url = match &args.url_env {
+        Some(name) => Some(connection::url_of(name, variable(name))?),
+        None if args.via.is_some() => None,
+        None => variable(DEFAULT_URL_VARIABLE).filter(|url| !url.trim().is_empty()),
+    };
+    Ok(Request {
+        via: via(args.via.as_deref())?,
+        url,
+        user: args.user.clone(),
+        database: args.database.clone(),
+        default_database: variable("PGDATABASE").filter(|name| !name.is_empty()),
+        default_password: variable("PGPASSWORD").filter(|password| !password.is_empty()),
+    })
+}
