@@ -4,7 +4,7 @@
 //! does it. The same files give the same bytes: names are sorted and no time of ours goes in.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -22,14 +22,13 @@ use rustix::fs::{AtFlags, FileType, statat};
 use serde_json::{Map, Value, json};
 
 use crate::check::{self, DumpKind};
-use crate::filter::{Begun, Made, Work};
+use crate::compress::{Compression, Compressor};
+use crate::filter::{Made, Work};
 
 /// The `kind` of its components.
 pub const KIND: &str = "archive";
 /// Files up to this size are read whole before they are written, and again if they changed.
 const WHOLE_LIMIT: u64 = 8 << 20;
-/// zstd level of the archive.
-const LEVEL: i32 = 3;
 
 /// How an archive is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -47,6 +46,13 @@ impl Format {
         match self {
             Format::Zstd => "tar.zst",
             Format::Gzip => "tar.gz",
+        }
+    }
+
+    fn compression(self) -> Compression {
+        match self {
+            Format::Zstd => Compression::Zstd,
+            Format::Gzip => Compression::Gzip,
         }
     }
 }
@@ -115,10 +121,9 @@ impl Options {
 /// # Errors
 /// [`Exit::NotFound`] for a path that is not there; [`Exit::Usage`] for a symbolic link, which
 /// would be all that the archive holds.
-pub fn begin<'a>(
-    options: &'a Options,
-    work: &Work<'_>,
-) -> anyhow::Result<Begun<impl FnOnce(&Work<'_>) -> anyhow::Result<Made> + Send + use<'a>>> {
+pub fn begin(
+    options: &Options,
+) -> anyhow::Result<impl FnOnce(&Work<'_>) -> anyhow::Result<Made> + Send> {
     let not_there = |path: &dyn std::fmt::Display, error: io::Error| {
         fail(Exit::NotFound, format!("cannot read '{path}': {error}"))
     };
@@ -138,59 +143,11 @@ pub fn begin<'a>(
                 .into());
         }
     }
-    let file = format!("{}.{}", work.component, options.format.extension()).into_bytes();
-    let name = file.clone();
-    let dump = move |work: &Work<'_>| {
+    Ok(move |work: &Work<'_>| {
         let root = Root::open(&options.root)
             .with_context(|| format!("cannot open '{}'", options.root.display()))?;
-        dump(&root, options, &name, work)
-    };
-    Ok(Begun { file, dump })
-}
-
-/// The compressor of an archive.
-enum Packer<W: Write> {
-    Zstd(zstd::Encoder<'static, W>),
-    Gzip(flate2::write::GzEncoder<W>),
-}
-
-impl<W: Write> Packer<W> {
-    fn new(output: W, format: Format) -> io::Result<Self> {
-        Ok(match format {
-            Format::Zstd => {
-                let mut encoder = zstd::Encoder::new(output, LEVEL)?;
-                encoder.include_checksum(true)?;
-                Packer::Zstd(encoder)
-            }
-            // Without a time in its header: the same files give the same bytes.
-            Format::Gzip => {
-                Packer::Gzip(flate2::write::GzEncoder::new(output, flate2::Compression::default()))
-            }
-        })
-    }
-
-    fn finish(self) -> io::Result<W> {
-        match self {
-            Packer::Zstd(encoder) => encoder.finish(),
-            Packer::Gzip(encoder) => encoder.finish(),
-        }
-    }
-}
-
-impl<W: Write> Write for Packer<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Packer::Zstd(encoder) => encoder.write(bytes),
-            Packer::Gzip(encoder) => encoder.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Packer::Zstd(encoder) => encoder.flush(),
-            Packer::Gzip(encoder) => encoder.flush(),
-        }
-    }
+        dump(&root, options, work)
+    })
 }
 
 /// What was put into an archive.
@@ -200,12 +157,13 @@ struct Content {
     bytes: u64,
 }
 
-fn dump(root: &Root, options: &Options, name: &[u8], work: &Work<'_>) -> anyhow::Result<Made> {
+fn dump(root: &Root, options: &Options, work: &Work<'_>) -> anyhow::Result<Made> {
     let context = || format!("cannot write to '{}'", work.staging.folder().display());
-    let packer = Packer::new(work.staging.create()?, options.format).with_context(context)?;
+    let compressor = Compressor::new(work.staging.create()?, options.format.compression())
+        .with_context(context)?;
     let scan_options = scan::Options { paths: options.paths.clone(), ..scan::Options::default() };
     let mut archive = Archive {
-        tar: tar::Builder::new(packer),
+        tar: tar::Builder::new(compressor),
         cursor: Cursor::new(root),
         unread: LeftOut::default(),
         content: Content::default(),
@@ -219,8 +177,10 @@ fn dump(root: &Root, options: &Options, name: &[u8], work: &Work<'_>) -> anyhow:
     })?;
     left_out.merge(archive.unread);
     let Content { files, bytes } = archive.content;
-    let packer = archive.tar.into_inner().with_context(context)?;
-    let staged = work.staging.commit(packer.finish().with_context(context)?, name)?;
+    let compressor = archive.tar.into_inner().with_context(context)?;
+    let name = format!("{}.{}", work.component, options.format.extension());
+    let file = compressor.finish().with_context(context)?;
+    let staged = work.staging.commit(file, name.as_bytes())?;
     let kind = match options.format {
         Format::Zstd => DumpKind::TarZst,
         Format::Gzip => DumpKind::TarGz,
@@ -236,11 +196,11 @@ fn dump(root: &Root, options: &Options, name: &[u8], work: &Work<'_>) -> anyhow:
     facts.insert("files".into(), json!(files));
     facts.insert("content_size".into(), json!(bytes));
     facts.insert("size".into(), json!(staged.size));
-    Ok(Made { staged, kind: KIND, facts, database: None::<Value>, left_out })
+    Ok(Made { staged: vec![staged], kind: KIND, facts, database: None::<Value>, left_out })
 }
 
 struct Archive<'a, 'w> {
-    tar: tar::Builder<Packer<HashWriter<NewFile>>>,
+    tar: tar::Builder<Compressor<HashWriter<NewFile>>>,
     cursor: Cursor<'a>,
     /// What could not be read as it was listed.
     unread: LeftOut,

@@ -26,6 +26,8 @@ const LAST_LINES: usize = 12;
 pub enum DumpKind {
     /// PostgreSQL's custom format.
     PostgresCustom,
+    /// PostgreSQL's directory format: a folder.
+    PostgresDirectory,
     /// An SQLite database in a zstd frame.
     Sqlite,
     /// A tar in zstd.
@@ -36,6 +38,8 @@ pub enum DumpKind {
     Sql,
     /// The same in gzip.
     SqlGz,
+    /// The same in zstd.
+    SqlZst,
 }
 
 impl DumpKind {
@@ -47,9 +51,11 @@ impl DumpKind {
             (".tar.gz", DumpKind::TarGz),
             (".tgz", DumpKind::TarGz),
             (".sql.gz", DumpKind::SqlGz),
+            (".sql.zst", DumpKind::SqlZst),
             (".sql", DumpKind::Sql),
             (".dump", DumpKind::PostgresCustom),
             (".pgdump", DumpKind::PostgresCustom),
+            (".dir", DumpKind::PostgresDirectory),
             (".zst", DumpKind::Sqlite),
         ]
         .into_iter()
@@ -86,6 +92,10 @@ pub fn check_with(
     progress: &dyn Progress,
 ) -> anyhow::Result<()> {
     let context = || format!("'{}'", file.display());
+    if kind == DumpKind::PostgresDirectory {
+        let cancel = Cancel::default();
+        return postgres::read::read_folder(server, file, &cancel, progress).with_context(context);
+    }
     let open = File::open(file).map_err(|error| {
         let exit = match error.kind() {
             io::ErrorKind::NotFound => Exit::NotFound,
@@ -110,7 +120,7 @@ pub fn scratch_beside(file: &Path) -> PathBuf {
     if is_writable { folder.to_owned() } else { std::env::temp_dir() }
 }
 
-/// The same for an open file, with the PostgreSQL programs of `server`; a temporary copy goes into
+/// The same for an open file (so not for a folder), with the PostgreSQL programs of `server`; a temporary copy goes into
 /// `scratch`. Returns what was read.
 ///
 /// # Errors
@@ -124,7 +134,7 @@ pub fn check_open(
 ) -> anyhow::Result<(Digest, u64)> {
     let cancel = Cancel::default();
     match kind {
-        DumpKind::PostgresCustom => postgres::read_archive(server, file, &cancel, progress),
+        DumpKind::PostgresCustom => postgres::read::read_archive(server, file, &cancel, progress),
         DumpKind::Sqlite => {
             let mut copy = file.try_clone().context("cannot read the dump")?;
             let hashed = Digest::of_reader(file).context("cannot read the dump")?;
@@ -149,14 +159,12 @@ pub fn read_to_end(kind: DumpKind, file: File, cancel: &Cancel) -> anyhow::Resul
     let read = {
         let buffered = BufReader::with_capacity(1 << 17, &mut input);
         match kind {
-            DumpKind::TarZst => {
-                let decoder = zstd::Decoder::with_buffer(buffered);
-                decoder.and_then(read_tar)
-            }
+            DumpKind::TarZst => zstd::Decoder::with_buffer(buffered).and_then(read_tar),
             DumpKind::TarGz => read_tar(MultiGzDecoder::new(buffered)),
             DumpKind::SqlGz => read_sql(MultiGzDecoder::new(buffered)),
+            DumpKind::SqlZst => zstd::Decoder::with_buffer(buffered).and_then(read_sql),
             DumpKind::Sql => read_sql(buffered),
-            DumpKind::PostgresCustom | DumpKind::Sqlite => {
+            DumpKind::PostgresCustom | DumpKind::PostgresDirectory | DumpKind::Sqlite => {
                 return Err(anyhow::anyhow!("this kind of dump needs a program to be read"));
             }
         }

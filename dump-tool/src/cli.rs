@@ -96,7 +96,7 @@ struct ArchiveArgs {
 
 #[derive(Debug, clap::Args)]
 struct CheckArgs {
-    /// Dumps: .dump, .sql, .sql.gz, .tar.zst, .tar.gz, or an SQLite database as .zst
+    /// Dumps: .dump, .dir/, .sql, .sql.gz, .sql.zst, .tar.zst, .tar.gz, or an SQLite database as .zst
     #[arg(required_unless_present = "from", conflicts_with = "from")]
     files: Vec<PathBuf>,
     /// In a pipe: check the dumps of the manifest that `bk-push fetch` put into DIR
@@ -140,7 +140,7 @@ fn run_archive(args: &ArchiveArgs, console: &Console) -> anyhow::Result<Exit> {
     let filter = filter_options(&args.name, &args.stage)?;
     let options = archive::Options::new(args.root.as_deref(), &args.paths, args.format)?;
     let input = Patient::new(console.input(PIPE)?, &filter.cancel);
-    filter::run(input, console.output(), &filter, console, |work| archive::begin(&options, work))
+    filter::run(input, console.output(), &filter, console, |_| archive::begin(&options))
 }
 
 fn run_check(args: &CheckArgs, console: &Console) -> anyhow::Result<Exit> {
@@ -156,8 +156,9 @@ fn run_check(args: &CheckArgs, console: &Console) -> anyhow::Result<Exit> {
         .map(|file| {
             let kind = file.to_str().and_then(DumpKind::of_name).ok_or_else(|| {
                 let message = format!("the name '{}' is not that of a dump", file.display());
-                Failure::new(Exit::Usage, message)
-                    .hint("dumps end in .dump, .sql, .sql.gz, .tar.zst, .tar.gz or .zst")
+                Failure::new(Exit::Usage, message).hint(
+                    "dumps end in .dump, .dir, .sql, .sql.gz, .sql.zst, .tar.zst, .tar.gz or .zst",
+                )
             })?;
             Ok((kind, file))
         })

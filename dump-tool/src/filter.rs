@@ -7,7 +7,6 @@
 
 use std::io::{self, Read, Write};
 
-use anyhow::Context;
 use bk_manifest::command::Cancel;
 use bk_manifest::entry::{DEFAULT_COMPONENT, Entry};
 use bk_manifest::exit::{Exit, Failure, fail};
@@ -79,18 +78,10 @@ pub struct Work<'a> {
     pub progress: &'a dyn Progress,
 }
 
-/// A point in time that is held.
-pub struct Begun<D> {
-    /// Name of the file that will be made.
-    pub file: Vec<u8>,
-    /// Makes it.
-    pub dump: D,
-}
-
 /// A dump that was admitted: written, synced and checked to its end.
 pub struct Made {
-    /// The file.
-    pub staged: Staged,
+    /// Its files, of which there is at least one.
+    pub staged: Vec<Staged>,
     /// `postgresql`, `sqlite` or `archive`.
     pub kind: &'static str,
     /// What the component's record says beyond that.
@@ -101,7 +92,7 @@ pub struct Made {
     pub left_out: LeftOut,
 }
 
-/// Runs the step: `begin` takes the point in time, what it returns makes the file.
+/// Runs the step: `begin` takes the point in time, what it returns makes the files.
 ///
 /// # Errors
 /// A malformed document, a name that is taken, those of the dump. On any of them the document is
@@ -114,7 +105,7 @@ pub fn run<B, D>(
     begin: B,
 ) -> anyhow::Result<Exit>
 where
-    B: FnOnce(&Work<'_>) -> anyhow::Result<Begun<D>>,
+    B: FnOnce(&Work<'_>) -> anyhow::Result<D>,
     D: FnOnce(&Work<'_>) -> anyhow::Result<Made> + Send,
 {
     let component = &options.component;
@@ -130,11 +121,10 @@ where
     let staging = stage.reserve(&id, component, &Owner::this(), options.now, progress)?;
     let cancel = &options.cancel;
     let work = Work { component, staging: &staging, cancel, progress };
-    let Begun { file, dump } = begin(&work)?;
+    let dump = begin(&work)?;
 
-    let prefix = [OWN_FOLDER, b"/", component.as_bytes()].concat();
-    let path = RelPath::new(prefix.clone())?.join(&file).context("the dump's file name")?;
-    run.sources.push(source(component, &staging, prefix));
+    let folder = RelPath::new([OWN_FOLDER, b"/", component.as_bytes()].concat())?;
+    run.sources.push(source(component, &staging, &folder));
     header.set_run(&run);
     let mut writer = Writer::new(output, Format::Json, header)?;
     let (made, pending) = std::thread::scope(|scope| {
@@ -145,7 +135,7 @@ where
             }
             made
         });
-        let passed = pass_until(&path, &mut incoming, &mut writer, cancel);
+        let passed = pass_until(&folder, &mut incoming, &mut writer, cancel);
         if passed.is_err() {
             cancel.cancel();
         }
@@ -160,7 +150,9 @@ where
         }
     })?;
 
-    writer.entry(&entry(path, component, &made.staged))?;
+    for entry in entries(&folder, component, &made.staged)? {
+        writer.entry(&entry)?;
+    }
     if let Some(pending) = pending {
         writer.entry(&pending)?;
     }
@@ -204,9 +196,9 @@ enum Passing {
     Cancelled,
 }
 
-/// Passes on all entries that stand before `path`, and returns the one behind it.
+/// Passes on all entries that stand before a component's folder, and returns the one behind it.
 fn pass_until(
-    path: &RelPath,
+    folder: &RelPath,
     incoming: &mut Reader<'_>,
     writer: &mut Writer<impl Write>,
     cancel: &Cancel,
@@ -219,37 +211,44 @@ fn pass_until(
         let Some(entry) = incoming.next_entry().map_err(|error| failed(error.into()))? else {
             return Ok(None);
         };
-        if entry.path == *path {
-            let message = format!("'{path}' is in the manifest already");
+        if entry.path.below(folder).is_some() {
+            let message = format!("'{}' is in the manifest already", entry.path);
             return Err(failed(fail(Exit::Usage, message)));
         }
-        if entry.path > *path {
+        if entry.path > *folder {
             return Ok(Some(entry));
         }
         writer.entry(&entry).map_err(|error| failed(error.into()))?;
     }
 }
 
-fn source(component: &str, staging: &Staging, prefix: Vec<u8>) -> Source {
+fn source(component: &str, staging: &Staging, folder: &RelPath) -> Source {
     use std::os::unix::ffi::OsStrExt;
     Source {
         component: component.to_owned(),
         kind: SourceKind::Stage,
         root: HostPath(staging.folder().as_os_str().as_bytes().to_vec()),
-        prefix: HostPath(prefix),
+        prefix: HostPath(folder.as_bytes().to_vec()),
         paths: Vec::new(),
     }
 }
 
-fn entry(path: RelPath, component: &str, staged: &Staged) -> Entry {
-    Entry {
-        component: Some(component.to_owned()),
-        checksum: Some(staged.checksum),
-        size: Some(staged.size),
-        mode: Some(0o600),
-        mtime: Some(staged.mtime),
-        ..Entry::new(path)
-    }
+/// The entries of a dump's files, in their order.
+fn entries(folder: &RelPath, component: &str, staged: &[Staged]) -> anyhow::Result<Vec<Entry>> {
+    let entry = |staged: &Staged| {
+        let path = RelPath::new([folder.as_bytes(), b"/", &staged.name].concat())?;
+        Ok(Entry {
+            component: Some(component.to_owned()),
+            checksum: Some(staged.checksum),
+            size: Some(staged.size),
+            mode: Some(0o600),
+            mtime: Some(staged.mtime),
+            ..Entry::new(path)
+        })
+    };
+    let mut entries: Vec<Entry> = staged.iter().map(entry).collect::<anyhow::Result<_>>()?;
+    entries.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(entries)
 }
 
 /// Adds the component's record; returns the code that the document now carries.
@@ -319,22 +318,19 @@ mod tests {
             cancel: Cancel::default(),
         };
         run(input, output, &options, &Silent, |_| {
-            Ok(Begun {
-                file: b"app.dump".to_vec(),
-                dump: move |work: &Work<'_>| {
-                    if fails {
-                        return Err(fail(Exit::Denied, "no"));
-                    }
-                    let mut file = work.staging.create()?;
-                    file.write_all(b"dump")?;
-                    Ok(Made {
-                        staged: work.staging.commit(file, b"app.dump")?,
-                        kind: "sqlite",
-                        facts: Map::new(),
-                        database: Some(json!({"type": "sqlite", "schema_version": "7"})),
-                        left_out: LeftOut::default(),
-                    })
-                },
+            Ok(move |work: &Work<'_>| {
+                if fails {
+                    return Err(fail(Exit::Denied, "no"));
+                }
+                let mut file = work.staging.create()?;
+                file.write_all(b"dump")?;
+                Ok(Made {
+                    staged: vec![work.staging.commit(file, b"app.dump")?],
+                    kind: "sqlite",
+                    facts: Map::new(),
+                    database: Some(json!({"type": "sqlite", "schema_version": "7"})),
+                    left_out: LeftOut::default(),
+                })
             })
         })
     }

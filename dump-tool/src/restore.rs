@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use bk_manifest::beneath::{Cursor, Root};
+use bk_manifest::digest::Digest;
 use bk_manifest::entry::Entry;
 use bk_manifest::exit::{Exit, Failure, fail};
 use bk_manifest::manifest::{Component, Status};
@@ -82,7 +83,7 @@ pub fn restore(
     let mut document = Document::read(input)?;
     let components = document.trailer.components()?;
     let component = choose(&components, options)?;
-    let entry = dump_entry(&document, &component.name)?;
+    let entries = dump_entries(&document, &component.name)?;
     if component.status == Status::Partial {
         progress.warn(&format!("the component '{}' was backed up in part", component.name));
     }
@@ -95,7 +96,7 @@ pub fn restore(
         Target::Sqlite(target) => sqlite::restore::check_target(target)?,
         Target::None | Target::Postgres(_) | Target::Folder(_) => {}
     }
-    let (kind, mut dump) = checked(&options.from, component, &entry, server, progress)?;
+    let dump = checked(&options.from, component, &entries, server, progress)?;
     if options.is_dry_run {
         if let Target::Postgres(target) = &options.target {
             postgres::restore::check_target(target)?;
@@ -105,15 +106,14 @@ pub fn restore(
         document.write(output, Format::Json)?;
         return Ok(exit);
     }
-    dump.rewind().context("cannot read the dump")?;
     match &options.target {
         Target::Postgres(target) => {
-            postgres::restore::restore(dump, &component.extra, target, progress)?;
+            postgres::restore::restore(&dump, &component.extra, target, progress)?;
         }
         Target::Sqlite(target) => {
-            sqlite::restore::restore(dump, &component.extra, target, progress)?
+            sqlite::restore::restore(dump.open()?, &component.extra, target, progress)?;
         }
-        Target::Folder(target) => unpack::unpack(kind, dump, target, progress)?,
+        Target::Folder(target) => unpack::unpack(dump.kind, dump.open()?, target, progress)?,
         Target::None => return Err(no_target(component)),
     }
     progress.note(&format!("restored the component '{}'", component.name));
@@ -176,54 +176,148 @@ fn no_component(what: &str) -> anyhow::Error {
     fail(Exit::NotFound, format!("the backup holds {what}"))
 }
 
-/// The one file of a dump.
-fn dump_entry(document: &Document, component: &str) -> anyhow::Result<Entry> {
+/// The files of a dump: several in PostgreSQL's directory format, else one.
+fn dump_entries(document: &Document, component: &str) -> anyhow::Result<Vec<Entry>> {
     let folder = RelPath::new([OWN_FOLDER, b"/", component.as_bytes()].concat())?;
-    let mut found = None;
+    let mut found = Vec::new();
     for entry in document.entries.iter() {
         let entry = entry?;
         if entry.component() == component && entry.is_file() && entry.path.below(&folder).is_some()
         {
-            if found.is_some() {
-                let message = format!("the component '{component}' has several dumps");
-                return Err(fail(Exit::Malformed, message));
-            }
-            found = Some(entry);
+            found.push(entry);
         }
     }
-    found.ok_or_else(|| fail(Exit::NotFound, format!("the component '{component}' has no dump")))
+    if found.is_empty() {
+        return Err(fail(Exit::NotFound, format!("the component '{component}' has no dump")));
+    }
+    Ok(found)
+}
+
+/// A dump that fetch wrote, once it is what the manifest says and can be read to its end.
+#[derive(Debug)]
+pub struct Dump {
+    /// Its form.
+    pub kind: DumpKind,
+    /// Where it lies: a file, or the folder of PostgreSQL's directory format.
+    pub path: PathBuf,
+    file: Option<File>,
+}
+
+impl Dump {
+    /// Its file, at the beginning.
+    ///
+    /// # Errors
+    /// [`Exit::Usage`] for a folder.
+    pub fn open(&self) -> anyhow::Result<File> {
+        let Some(file) = &self.file else {
+            return Err(fail(Exit::Usage, format!("'{}' is a folder", self.path.display())));
+        };
+        let mut file = file.try_clone().context("cannot read the dump")?;
+        file.rewind().context("cannot read the dump")?;
+        Ok(file)
+    }
 }
 
 /// Opens a dump that fetch wrote, once it is what the manifest says and can be read to its end.
 fn checked(
     from: &Path,
     component: &Component,
-    entry: &Entry,
+    entries: &[Entry],
     server: &Server,
     progress: &dyn Progress,
-) -> anyhow::Result<(DumpKind, File)> {
-    let path = &entry.path;
-    let kind = DumpKind::of_component(&component.kind, &path.to_string())
-        .with_context(|| format!("'{path}' is no kind of dump that this version knows"))?;
+) -> anyhow::Result<Dump> {
     let root = Root::open(from).map_err(|error| {
         fail(Exit::NotFound, format!("cannot open the folder '{}': {error}", from.display()))
     })?;
-    let file = Cursor::new(&root).open_file(path).map_err(|error| {
-        Failure::new(Exit::NotFound, format!("cannot open '{}/{path}': {error}", from.display()))
-            .hint("has bk-push fetch been given this folder as its --target?")
-    })?;
-    let copy = file.try_clone().context("cannot read the dump")?;
-    progress.begin(&format!("checking '{path}'"), entry.size);
-    let scratch = from.join(path.as_path());
-    let read = check::check_open(kind, copy, &check::scratch_beside(&scratch), server, progress);
-    progress.end();
-    let context = || format!("'{}/{path}'", from.display());
-    let (checksum, size) = read.with_context(context)?;
-    if entry.checksum != Some(checksum) || entry.size != Some(size) {
-        let message = format!("'{}/{path}' is not what the manifest says", from.display());
-        return Err(Failure::new(Exit::Damaged, message).hint("fetch it again").into());
+    let fetched = Fetched { from, root: &root, server, progress };
+    let unknown = |path: &RelPath| {
+        format!("'{path}' is no kind of dump that this version knows: use a newer one")
+    };
+    let (first, rest) = entries.split_first().context("a dump without a file")?;
+    let kind = DumpKind::of_component(&component.kind, &first.path.to_string());
+    match (kind, first.path.parent()) {
+        (Some(kind), _) if rest.is_empty() && kind != DumpKind::PostgresDirectory => {
+            fetched.file(kind, first)
+        }
+        (None, Some(folder)) if component.kind == postgres::KIND => {
+            let kind = DumpKind::of_name(&folder.to_string());
+            let is_one_folder =
+                rest.iter().all(|entry| entry.path.parent().as_ref() == Some(&folder));
+            if kind != Some(DumpKind::PostgresDirectory) || !is_one_folder {
+                return Err(fail(Exit::Malformed, unknown(&first.path)));
+            }
+            fetched.folder(&folder, entries)
+        }
+        _ => Err(fail(Exit::Malformed, unknown(&first.path))),
     }
-    Ok((kind, file))
+}
+
+/// The folder that fetch filled.
+struct Fetched<'a> {
+    from: &'a Path,
+    root: &'a Root,
+    server: &'a Server,
+    progress: &'a dyn Progress,
+}
+
+impl Fetched<'_> {
+    fn open(&self, cursor: &mut Cursor<'_>, path: &RelPath) -> anyhow::Result<File> {
+        cursor.open_file(path).map_err(|error| {
+            let from = self.from.display();
+            Failure::new(Exit::NotFound, format!("cannot open '{from}/{path}': {error}"))
+                .hint("has bk-push fetch been given this folder as its --target?")
+                .into()
+        })
+    }
+
+    fn differs(&self, path: &RelPath) -> anyhow::Error {
+        let message = format!("'{}/{path}' is not what the manifest says", self.from.display());
+        Failure::new(Exit::Damaged, message).hint("fetch it again").into()
+    }
+
+    fn file(&self, kind: DumpKind, entry: &Entry) -> anyhow::Result<Dump> {
+        let path = &entry.path;
+        let file = self.open(&mut Cursor::new(self.root), path)?;
+        let copy = file.try_clone().context("cannot read the dump")?;
+        self.progress.begin(&format!("checking '{path}'"), entry.size);
+        let place = self.from.join(path.as_path());
+        let scratch = check::scratch_beside(&place);
+        let read = check::check_open(kind, copy, &scratch, self.server, self.progress);
+        self.progress.end();
+        let (checksum, size) = read.with_context(|| format!("'{}/{path}'", self.from.display()))?;
+        if entry.checksum != Some(checksum) || entry.size != Some(size) {
+            return Err(self.differs(path));
+        }
+        Ok(Dump { kind, path: place, file: Some(file) })
+    }
+
+    fn folder(&self, folder: &RelPath, entries: &[Entry]) -> anyhow::Result<Dump> {
+        let place = self.from.join(folder.as_path());
+        let context = || format!("'{}'", place.display());
+        // pg_restore would take a file that is not compressed before one that is.
+        let found = std::fs::read_dir(&place).with_context(context)?.count();
+        if found > entries.len() {
+            let message = format!("'{}' holds more than the dump", place.display());
+            return Err(Failure::new(Exit::Damaged, message)
+                .hint("fetch it into a new one")
+                .into());
+        }
+        let total = entries.iter().filter_map(|entry| entry.size).sum();
+        self.progress.begin(&format!("checking '{folder}'"), Some(total));
+        let mut cursor = Cursor::new(self.root);
+        for entry in entries {
+            bk_manifest::signal::check()?;
+            let file = self.open(&mut cursor, &entry.path)?;
+            let (checksum, size) = Digest::of_reader(file).with_context(context)?;
+            if entry.checksum != Some(checksum) || entry.size != Some(size) {
+                return Err(self.differs(&entry.path));
+            }
+            self.progress.advance(size, 0);
+        }
+        self.progress.end();
+        check::check_with(DumpKind::PostgresDirectory, &place, self.server, self.progress)?;
+        Ok(Dump { kind: DumpKind::PostgresDirectory, path: place, file: None })
+    }
 }
 
 /// Reads every dump of a document to its end, then passes the document on.
@@ -240,9 +334,9 @@ pub fn check_all(
     let document = Document::read(input)?;
     let components = document.trailer.components()?;
     for component in components.iter().filter(|component| is_dump(&component.kind)) {
-        let entry = dump_entry(&document, &component.name)?;
-        checked(from, component, &entry, server, progress)?;
-        progress.note(&format!("'{}' can be read to its end", entry.path));
+        let entries = dump_entries(&document, &component.name)?;
+        let dump = checked(from, component, &entries, server, progress)?;
+        progress.note(&format!("'{}' can be read to its end", dump.path.display()));
     }
     let exit = document.trailer.exit()?;
     document.write(output, Format::Json)?;

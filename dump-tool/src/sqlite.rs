@@ -26,7 +26,7 @@ use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use serde_json::{Map, Value, json};
 
-use crate::filter::{Begun, Made, Work};
+use crate::filter::{Made, Work};
 
 /// The `kind` of its components.
 pub const KIND: &str = "sqlite";
@@ -55,7 +55,7 @@ pub struct Options {
 pub fn begin(
     options: &Options,
     work: &Work<'_>,
-) -> anyhow::Result<Begun<impl FnOnce(&Work<'_>) -> anyhow::Result<Made> + Send + use<>>> {
+) -> anyhow::Result<impl FnOnce(&Work<'_>) -> anyhow::Result<Made> + Send + use<>> {
     let path = options.path.clone();
     let unreadable = |error: io::Error| {
         let exit = match error.kind() {
@@ -92,15 +92,13 @@ pub fn begin(
     facts.insert("file_owner".into(), format!("{}:{}", metadata.uid(), metadata.gid()).into());
     let name = path.file_name().context("the database has no file name")?.as_bytes();
     facts.insert("file_name".into(), shown(name).into());
-    let file = format!("{}.zst", file_stem(name)).into_bytes();
-    let name = file.clone();
+    let name = format!("{}.zst", file_stem(name)).into_bytes();
     let busy_timeout = options.busy_timeout;
-    let dump = move |work: &Work<'_>| {
+    Ok(move |work: &Work<'_>| {
         let copy = work.staging.scratch();
         copy_database(&path, source, &copy, busy_timeout, work)?;
         compress(&path, &copy, &name, facts, work)
-    };
-    Ok(Begun { file, dump })
+    })
 }
 
 /// The name of one of the files that SQLite keeps beside a database.
@@ -329,7 +327,13 @@ fn compress(
     facts.insert("size".into(), json!(staged.size));
     let version = facts.get("user_version").map(ToString::to_string);
     let database = json!({"type": KIND, "schema_version": version});
-    Ok(Made { staged, kind: KIND, facts, database: Some(database), left_out: LeftOut::default() })
+    Ok(Made {
+        staged: vec![staged],
+        kind: KIND,
+        facts,
+        database: Some(database),
+        left_out: LeftOut::default(),
+    })
 }
 
 /// Copies to the end, looking now and then whether to stop.

@@ -7,14 +7,15 @@
 //! locked. Afterwards the dump's process is gone although push still needs the file; what then
 //! tells a running pipe from a dead one is the process group that all steps of a pipe share.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
 use bk_manifest::atomic::{self, Existing, NewFile};
+use bk_manifest::command::Cancel;
 use bk_manifest::digest::{Digest, HashWriter};
 use bk_manifest::exit::{Exit, Failure, fail};
 use bk_manifest::manifest::is_name;
@@ -184,6 +185,11 @@ impl Stage {
             let Ok(records) = fs::read_dir(run.path()) else { continue };
             for record in records.flatten() {
                 let name = record.file_name();
+                if name.as_encoded_bytes().starts_with(UNFINISHED) {
+                    // Records are written under the lock that is held here: its writer is dead.
+                    let _ = fs::remove_file(record.path());
+                    continue;
+                }
                 let component = name
                     .to_str()
                     .and_then(|name| name.strip_prefix('.')?.strip_suffix(".json"))
@@ -315,13 +321,61 @@ impl Staging {
         let context = || format!("cannot write '{}'", path.display());
         file.flush().with_context(context)?;
         file.commit(&path, Existing::Keep).with_context(context)?;
-        let metadata = fs::metadata(&path).with_context(context)?;
-        let nanoseconds = u32::try_from(metadata.mtime_nsec()).unwrap_or(0);
-        let mtime = Time::from_unix(metadata.mtime(), nanoseconds);
-        Ok(Staged { path, checksum, size, mtime })
+        let mtime = modified(&fs::metadata(&path).with_context(context)?);
+        Ok(Staged { name: name.to_vec(), path, checksum, size, mtime })
     }
 
-    /// A name for a file that is not to stay; it counts as unfinished.
+    /// Gives a folder of finished files its name, once all of them were hashed and are on the disk.
+    ///
+    /// # Errors
+    /// A full disk; something in it that is no file; no file at all.
+    pub fn commit_folder(
+        &self,
+        unfinished: &Path,
+        name: &[u8],
+        cancel: &Cancel,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Vec<Staged>> {
+        use std::os::unix::ffi::OsStrExt;
+        let folder = self.folder.join(std::ffi::OsStr::from_bytes(name));
+        let context = || format!("cannot write '{}'", folder.display());
+        let mut staged = Vec::new();
+        for found in fs::read_dir(unfinished).with_context(context)? {
+            cancel.check()?;
+            let found = found.with_context(context)?;
+            let file = File::open(found.path()).with_context(context)?;
+            let metadata = file.metadata().with_context(context)?;
+            if !found.file_type().with_context(context)?.is_file() {
+                let message = format!("'{}' is no file", found.path().display());
+                return Err(fail(Exit::Failed, message));
+            }
+            file.set_permissions(Permissions::from_mode(0o600)).with_context(context)?;
+            file.sync_all().with_context(context)?;
+            let (checksum, size) = Digest::of_reader(file).with_context(context)?;
+            if size != metadata.len() {
+                let message = format!("'{}' changed while it was read", found.path().display());
+                return Err(fail(Exit::Failed, message));
+            }
+            progress.advance(size, 0);
+            let file_name = found.file_name();
+            staged.push(Staged {
+                name: [name, b"/", file_name.as_bytes()].concat(),
+                path: folder.join(file_name),
+                checksum,
+                size,
+                mtime: modified(&metadata),
+            });
+        }
+        if staged.is_empty() {
+            return Err(fail(Exit::Failed, format!("'{}' is empty", unfinished.display())));
+        }
+        atomic::sync_folder(unfinished).with_context(context)?;
+        fs::rename(unfinished, &folder).with_context(context)?;
+        atomic::sync_folder(&self.folder).with_context(context)?;
+        Ok(staged)
+    }
+
+    /// A name for a file or folder that does not stay under it; it counts as unfinished.
     pub fn scratch(&self) -> PathBuf {
         use std::os::unix::ffi::OsStrExt;
         let name = [UNFINISHED, &b"copy"[..]].concat();
@@ -333,6 +387,7 @@ impl Staging {
     /// # Errors
     /// A full disk.
     pub fn seal(&self) -> anyhow::Result<()> {
+        let _held = self.stage.lock()?;
         write_record(&self.folder, &self.owner, true)
             .with_context(|| format!("cannot write beside '{}'", self.folder.display()))
     }
@@ -359,6 +414,8 @@ impl Drop for Staging {
 /// A finished file in the stage folder.
 #[derive(Clone, Debug)]
 pub struct Staged {
+    /// Its name below the component's folder.
+    pub name: Vec<u8>,
     /// Where it lies.
     pub path: PathBuf,
     /// Its digest, taken while it was written.
@@ -394,6 +451,10 @@ impl Staged {
     }
 }
 
+fn modified(metadata: &fs::Metadata) -> Time {
+    Time::from_unix(metadata.mtime(), u32::try_from(metadata.mtime_nsec()).unwrap_or(0))
+}
+
 /// Bytes that an ordinary user can still write to the file system of `folder`.
 ///
 /// # Errors
@@ -409,7 +470,6 @@ pub fn free_bytes(folder: &Path) -> anyhow::Result<u64> {
 mod tests {
     use super::*;
     use bk_manifest::progress::Silent;
-    use std::os::unix::fs::PermissionsExt;
 
     const ID: &str = "backup-20260428-022150-a1b2c3d4";
     const NEXT: &str = "backup-20260429-022150-a1b2c3d4";
@@ -431,6 +491,17 @@ mod tests {
     fn later(hours: u64) -> Time {
         let (seconds, _) = Time::now().unix();
         Time::from_unix(seconds + i64::try_from(hours * 3600).unwrap(), 0)
+    }
+
+    #[test]
+    fn a_record_that_was_never_finished_is_swept() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = folder.path().join(ID).join(".bk-tmp-u4U7mU");
+        fs::create_dir(folder.path().join(ID)).unwrap();
+        fs::write(&left, "{").unwrap();
+        let stage = Stage::open(folder.path()).unwrap();
+        drop(stage.reserve(NEXT, "db", &Owner::this(), Time::now(), &Silent).unwrap());
+        assert!(!left.exists() && !folder.path().join(ID).exists());
     }
 
     #[test]

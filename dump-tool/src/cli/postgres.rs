@@ -1,13 +1,18 @@
 //! The command line of `bk-dump postgres`.
 
-use bk_manifest::exit::Exit;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::time::Duration;
+
+use bk_manifest::exit::{Exit, Failure};
 use bk_manifest::shell::Console;
 
 use super::connection::{ConnectionArgs, request};
 use super::{PIPE, StageArgs, filter_options};
+use crate::compress::Compression;
 use crate::filter::{self, Patient};
 use crate::postgres;
 use crate::postgres::connection::Server;
+use crate::postgres::format::Format;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct PostgresArgs {
@@ -18,21 +23,56 @@ pub(super) struct PostgresArgs {
     connection: ConnectionArgs,
     #[command(flatten)]
     stage: StageArgs,
+    /// plain (SQL), custom (one archive) or directory (a file for each table, dumped by several jobs)
+    #[arg(long, value_name = "FORMAT", default_value = "custom")]
+    format: Format,
+    /// none, gzip or zstd [default: zstd for plain, gzip for the archives]
+    #[arg(long, value_name = "KIND")]
+    compress: Option<Compression>,
+    /// Tables dumped at once, with --format directory
+    #[arg(long, value_name = "N", default_value_t = default_jobs())]
+    jobs: NonZeroUsize,
+    /// Seconds to wait for a lock on a table [default: until it is free]
+    #[arg(long, value_name = "SECONDS")]
+    lock_timeout: Option<NonZeroU32>,
+    /// In a plain dump: drop what is there before it is made (--clean --if-exists)
+    #[arg(long)]
+    clean: bool,
     /// Leave out who owns what
     #[arg(long)]
     no_owner: bool,
     /// Leave out who may do what
     #[arg(long)]
     no_acl: bool,
+    /// Leave out tables that match (can be repeated)
+    #[arg(long, value_name = "PATTERN")]
+    exclude_table: Vec<String>,
     /// Leave out the rows of tables that match (can be repeated)
     #[arg(long, value_name = "PATTERN")]
     exclude_table_data: Vec<String>,
 }
 
+/// As many as there are cores, but few enough to leave the server to its application.
+pub(super) fn default_jobs() -> NonZeroUsize {
+    let most = NonZeroUsize::MIN.saturating_add(3);
+    std::thread::available_parallelism().map_or(NonZeroUsize::MIN, |cores| cores.min(most))
+}
+
 pub(super) fn run(args: &PostgresArgs, console: &Console) -> anyhow::Result<Exit> {
     let filter = filter_options(&args.name, &args.stage)?;
     let request = request(&args.connection)?;
+    if args.clean && args.format != Format::Plain {
+        return Err(Failure::new(Exit::Usage, "--clean is for plain dumps")
+            .hint("an archive is told so when it is restored")
+            .into());
+    }
     let options = postgres::Options {
+        format: args.format,
+        compression: args.compress,
+        jobs: args.jobs.get(),
+        lock_timeout: args.lock_timeout.map(|seconds| Duration::from_secs(seconds.get().into())),
+        clean: args.clean,
+        exclude_table: args.exclude_table.clone(),
         no_owner: args.no_owner,
         no_acl: args.no_acl,
         exclude_table_data: args.exclude_table_data.clone(),

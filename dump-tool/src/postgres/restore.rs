@@ -8,9 +8,10 @@ use bk_manifest::exit::{Exit, Failure, classify, fail};
 use bk_manifest::progress::Progress;
 use serde_json::{Map, Value};
 
+use super::client_version;
 use super::connection::{self, Server};
 use super::session::{Session, identifier, literal};
-use crate::postgres::client_version;
+use crate::restore::Dump;
 
 /// What is dumped into where.
 pub struct Target<'a> {
@@ -49,7 +50,7 @@ const USER_OBJECTS: &str = "\
 /// # Errors
 /// [`Exit::Usage`] for a database that is not empty, which is not touched; what the programs said.
 pub fn restore(
-    dump: File,
+    dump: &Dump,
     facts: &Map<String, Value>,
     target: &Target<'_>,
     progress: &dyn Progress,
@@ -59,7 +60,7 @@ pub fn restore(
     let tag = format!("bk-dump restore {}", std::process::id());
     let server = target.server.with("PGAPPNAME", &tag);
     let is_new = prepare(&server, &name, facts, progress)?;
-    let loaded = load(dump, &server, &name, target, progress);
+    let loaded = load(dump.open()?, &server, &name, target, progress);
     if loaded.is_err() {
         let undone = undo(&server, &name, is_new, &tag);
         if let Err(error) = undone {
