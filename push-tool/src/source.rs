@@ -1,6 +1,7 @@
 //! Reads the files that entries stand for, where they lie on this host, and notices when one changes
 //! meanwhile.
 
+use std::collections::BTreeSet;
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -82,12 +83,16 @@ impl Sources {
         if self.0.iter().all(|open| open.source.kind != SourceKind::Stage) {
             return Ok(());
         }
+        let mut folders = BTreeSet::new();
         for entry in entries.iter() {
             let entry = entry?;
             let Some(located) = self.locate(&entry).filter(|at| at.kind == SourceKind::Stage)
             else {
                 continue;
             };
+            if let Some(folder) = located.below.parent() {
+                folders.insert(located.root.path().join(folder.as_path()));
+            }
             let removed =
                 Cursor::new(located.root).parent(&located.below).and_then(|(folder, name)| {
                     Ok(rustix::fs::unlinkat(folder, name, rustix::fs::AtFlags::empty())?)
@@ -98,8 +103,11 @@ impl Sources {
                     .warn(&format!("cannot remove the staged '{path}/{}': {error}", located.below));
             }
         }
+        // What is not empty is the next sweep's.
+        for folder in folders.iter().rev() {
+            let _ = std::fs::remove_dir(folder);
+        }
         for open in self.0.iter().filter(|open| open.source.kind == SourceKind::Stage) {
-            // What is not empty is the next sweep's.
             let _ = std::fs::remove_dir(open.root.path());
         }
         Ok(())

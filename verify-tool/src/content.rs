@@ -1,9 +1,10 @@
 //! Decodes files and compares them with their checksums; reads dumps to their end.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, RwLock};
 
 use anyhow::Context;
 use bk_manifest::digest::Digest;
@@ -15,10 +16,12 @@ use bk_manifest::spool::Entries;
 use bk_push::catalog::Folders;
 use bk_push::destination::Destination;
 use bk_push::read::{Plan, Receive};
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::NamedTempFile;
 
+use crate::dump_folders::DumpFolders;
 use crate::dumps::{DumpName, Dumps, Kinds};
 use crate::problem::{Fault, Findings, Names, Problem};
+use crate::room::Room;
 use crate::wanted::Wanted;
 
 /// Damaged entries that are remembered one by one.
@@ -81,9 +84,16 @@ impl Content<'_> {
         let mut outcome = Outcome::default();
         let mut plan = Plan::default();
         let (mut total, mut has_dumps) = (0, false);
+        let (mut folders, mut wanted_files) = (DumpFolders::default(), BTreeMap::new());
         for place in entries.places() {
             bk_manifest::signal::check()?;
             let (start, entry) = place?;
+            let folder = entry.path.parent().filter(|_| entry.is_file());
+            let folder = folder.and_then(|path| {
+                let dump = self.kinds.folder(&entry, &path, self.dumps)?;
+                folders.expect(path.clone(), dump, &entry);
+                Some(path)
+            });
             if !entry.is_file() || !wanted.has(&entry)? {
                 continue;
             }
@@ -101,13 +111,30 @@ impl Content<'_> {
                 continue;
             }
             has_dumps |= self.dump(&entry).is_some();
+            if let Some(folder) = folder {
+                *wanted_files.entry(folder).or_insert(0) += 1;
+            }
             total += entry.size.unwrap_or(0);
             plan.push(self.folders, at, start)?;
         }
-        let room = if has_dumps { Some(Room::new(self.temporary)?) } else { None };
+        let mut folders = folders.wanted_whole(&wanted_files);
+        let needs_room = has_dumps || !folders.is_empty();
+        let room = if needs_room { Some(Room::new(self.temporary)?) } else { None };
+        if let Some(room) = &room {
+            for (entry, bytes) in folders.make_room(room)? {
+                outcome.damage(
+                    &entry,
+                    self.object(&entry)?,
+                    Fault::Unchecked,
+                    &self.no_room(bytes),
+                );
+            }
+        }
         self.progress.begin("reading files", Some(total));
-        let judge = Judge { content: self, room, outcome: Mutex::new(outcome) };
+        let folders = RwLock::new(folders);
+        let judge = Judge { content: self, room, folders, outcome: Mutex::new(outcome) };
         plan.run(self.destination, entries, &judge)?;
+        judge.check_folders()?;
         self.progress.end();
         let mut outcome = judge.outcome.into_inner().unwrap_or_default();
         for (object, loss) in std::mem::take(&mut outcome.objects) {
@@ -131,6 +158,14 @@ impl Content<'_> {
 
     fn dump<'e>(&'e self, entry: &'e Entry) -> Option<DumpName<'e>> {
         self.kinds.dump(entry, self.dumps)
+    }
+
+    fn no_room(&self, bytes: u64) -> String {
+        format!(
+            "could not be checked to its end: no room for {} in '{}' (set TMPDIR)",
+            human_bytes(bytes),
+            self.temporary.display()
+        )
     }
 
     fn object(&self, entry: &Entry) -> anyhow::Result<String> {
@@ -166,6 +201,7 @@ impl Outcome {
 struct Judge<'a> {
     content: &'a Content<'a>,
     room: Option<Room>,
+    folders: RwLock<DumpFolders>,
     outcome: Mutex<Outcome>,
 }
 
@@ -175,6 +211,8 @@ enum Output<'a> {
     Hashed(&'a dyn Progress),
     /// Into a file that will be checked as a dump.
     Dump(NamedTempFile, &'a dyn Progress),
+    /// Into a folder that will be checked as a dump.
+    Part(File, &'a dyn Progress),
 }
 
 impl Write for Output<'_> {
@@ -182,6 +220,7 @@ impl Write for Output<'_> {
         let (written, progress) = match self {
             Output::Hashed(progress) => (bytes.len(), progress),
             Output::Dump(file, progress) => (file.write(bytes)?, progress),
+            Output::Part(file, progress) => (file.write(bytes)?, progress),
         };
         progress.advance(written as u64, 0);
         Ok(written)
@@ -200,6 +239,31 @@ impl Judge<'_> {
         }
         Ok(())
     }
+
+    /// Reads a dump to its end; what is wrong with it is put down to `entry`.
+    fn check(&self, dump: DumpName<'_>, path: &Path, entry: &Entry) -> anyhow::Result<()> {
+        let Err(error) = self.content.dumps.check(dump, path) else { return Ok(()) };
+        bk_manifest::signal::check()?;
+        // The copy's own name tells nobody anything.
+        let copy = format!("'{}': ", path.display());
+        let why = format!("{error:#}").replace(&copy, "");
+        if classify(&error) == Exit::Damaged {
+            let detail = format!("is no dump that could be restored: {why}");
+            self.damage(entry, Fault::Dump, &detail)
+        } else {
+            let detail = format!("could not be checked to its end: {why}");
+            self.damage(entry, Fault::Unchecked, &detail)
+        }
+    }
+
+    /// Reads the dumps that are folders to their ends.
+    fn check_folders(&self) -> anyhow::Result<()> {
+        let Ok(folders) = self.folders.read() else { return Ok(()) };
+        for folder in folders.complete() {
+            self.check(folder.dump(), folder.place()?, folder.first())?;
+        }
+        Ok(())
+    }
 }
 
 impl<'a> Receive for Judge<'a> {
@@ -207,6 +271,10 @@ impl<'a> Receive for Judge<'a> {
 
     fn begin(&self, entry: &Entry) -> anyhow::Result<Option<Output<'a>>> {
         let progress = self.content.progress;
+        let folders = self.folders.read().ok();
+        if let Some(file) = folders.map(|folders| folders.create(entry)).transpose()?.flatten() {
+            return Ok(Some(Output::Part(file, progress)));
+        }
         let is_dump = self.content.dump(entry).is_some();
         let Some(room) = self.room.as_ref().filter(|_| is_dump) else {
             return Ok(Some(Output::Hashed(progress)));
@@ -215,12 +283,7 @@ impl<'a> Receive for Judge<'a> {
         if room.take(size) {
             return Ok(Some(Output::Dump(room.file()?, progress)));
         }
-        let detail = format!(
-            "could not be checked to its end: no room for {} in '{}' (set TMPDIR)",
-            human_bytes(size),
-            self.content.temporary.display()
-        );
-        self.damage(entry, Fault::Unchecked, &detail)?;
+        self.damage(entry, Fault::Unchecked, &self.content.no_room(size))?;
         Ok(Some(Output::Hashed(progress)))
     }
 
@@ -229,19 +292,10 @@ impl<'a> Receive for Judge<'a> {
             self.damage(entry, Fault::Content, detail)?;
         } else if let Output::Dump(file, _) = &output
             && let Some(dump) = self.content.dump(entry)
-            && let Err(error) = self.content.dumps.check(dump, file.path())
         {
-            bk_manifest::signal::check()?;
-            // The copy's own name tells nobody anything.
-            let copy = format!("'{}': ", file.path().display());
-            let why = format!("{error:#}").replace(&copy, "");
-            if classify(&error) == Exit::Damaged {
-                let detail = format!("is no dump that could be restored: {why}");
-                self.damage(entry, Fault::Dump, &detail)?;
-            } else {
-                let detail = format!("could not be checked to its end: {why}");
-                self.damage(entry, Fault::Unchecked, &detail)?;
-            }
+            self.check(dump, file.path(), entry)?;
+        } else if let (Output::Part(..), Ok(mut folders)) = (&output, self.folders.write()) {
+            folders.have(entry);
         }
         if let (Output::Dump(..), Some(room)) = (&output, &self.room) {
             room.give_back(entry.size.unwrap_or(0));
@@ -252,48 +306,6 @@ impl<'a> Receive for Judge<'a> {
             outcome.bytes += entry.size.unwrap_or(0);
         }
         Ok(())
-    }
-}
-
-/// A private folder for copies of dumps, and how many bytes may still go into it.
-struct Room {
-    folder: TempDir,
-    free: Mutex<u64>,
-}
-
-impl Room {
-    fn new(temporary: &Path) -> anyhow::Result<Self> {
-        use std::os::unix::fs::PermissionsExt;
-        let context = || format!("cannot create a temporary folder in '{}'", temporary.display());
-        let folder = tempfile::Builder::new()
-            .prefix("bk-verify-")
-            .permissions(std::fs::Permissions::from_mode(0o700))
-            .tempdir_in(temporary)
-            .with_context(context)?;
-        let space =
-            rustix::fs::statvfs(folder.path()).map_err(io::Error::from).with_context(context)?;
-        let free = Mutex::new(space.f_bavail.saturating_mul(space.f_frsize));
-        Ok(Room { folder, free })
-    }
-
-    /// Sets bytes aside, if so many are free.
-    fn take(&self, bytes: u64) -> bool {
-        let Ok(mut free) = self.free.lock() else { return false };
-        let is_enough = *free >= bytes;
-        if is_enough {
-            *free -= bytes;
-        }
-        is_enough
-    }
-
-    fn give_back(&self, bytes: u64) {
-        if let Ok(mut free) = self.free.lock() {
-            *free += bytes;
-        }
-    }
-
-    fn file(&self) -> anyhow::Result<NamedTempFile> {
-        NamedTempFile::new_in(self.folder.path()).context("cannot create a temporary file")
     }
 }
 

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bk_dump::check::DumpKind;
+use bk_dump::postgres::KIND as POSTGRES;
 use bk_manifest::entry::Entry;
 use bk_manifest::manifest::Component;
+use bk_manifest::path::RelPath;
 
 /// What tells how a dump is to be read.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +49,21 @@ impl Kinds {
         let name = std::str::from_utf8(entry.path.file_name()).ok()?;
         let component = self.0.get(entry.component()).map_or("", String::as_str);
         Some(DumpName { component, name }).filter(|dump| dumps.knows(*dump))
+    }
+
+    /// What tells how the folder is to be read that an entry lies in; `None` if it is no dump.
+    pub fn folder<'a>(
+        &'a self,
+        entry: &Entry,
+        folder: &'a RelPath,
+        dumps: &dyn Dumps,
+    ) -> Option<DumpName<'a>> {
+        let name = std::str::from_utf8(folder.file_name()).ok()?;
+        let component = self.0.get(entry.component()).map_or("", String::as_str);
+        let is_named =
+            folder.is_own() && DumpKind::of_name(name) == Some(DumpKind::PostgresDirectory);
+        let dump = DumpName { component, name };
+        Some(dump).filter(|dump| is_named && component == POSTGRES && dumps.knows(*dump))
     }
 }
 

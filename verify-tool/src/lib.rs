@@ -10,6 +10,7 @@ pub mod check;
 pub mod cli;
 pub mod compare;
 pub mod content;
+mod dump_folders;
 pub mod dumps;
 pub mod junit;
 pub mod level;
@@ -17,6 +18,7 @@ pub mod locate;
 pub mod loss;
 pub mod problem;
 pub mod report;
+mod room;
 #[cfg(test)]
 mod sample;
 pub mod strangers;
