@@ -1,7 +1,6 @@
 //! PostgreSQL, with a private server of the tests' own.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::ops::{Deref, DerefMut};
@@ -16,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::harness::{
     Ended, Random, Sandbox, assert_same_tree, bin_dir, files_below, is_sealed, run, snapshot,
 };
-use crate::server::{APP, ENCODED_PASSWORD, PASSWORD, PATIENCE, ROLE, Server};
+use crate::server::{APP, ENCODED_PASSWORD, PASSWORD, PATIENCE, ROLE, Server, fake};
 
 const NEW: &[&str] = &["bk-manifest", "new", "--app", "app"];
 const DUMP: &[&str] = &["bk-dump", "postgres", "--database", APP];
@@ -499,21 +498,6 @@ fn a_table_that_is_dropped_before_it_is_locked_fails_the_dump() {
     assert_nothing_new(&sandbox, &earlier);
     drop(other);
     server.wait_until_idle();
-}
-
-/// Puts a script before a program of PostgreSQL; `$real` is the program.
-fn fake(server: &Server, sandbox: &mut Sandbox, program: &str, script: &str) {
-    let folder = sandbox.path("fake");
-    fs::create_dir_all(&folder).unwrap();
-    let real = server.bin().join(program);
-    let text = format!("#!/bin/sh\nreal='{}'\n{script}\n", real.display());
-    // Not written by us: a child of another test could hold it open, and it could not be run.
-    let write = ["-c", "cat > \"$0\" && chmod 755 \"$0\""];
-    let path = folder.join(program);
-    run(std::process::Command::new("sh").args(write).arg(&path), text.as_bytes()).expect(0);
-    let paths = [folder.as_path(), bin_dir(), server.bin(), Path::new("/usr/bin:/bin")];
-    let paths: Vec<OsString> = paths.iter().map(|path| path.as_os_str().to_owned()).collect();
-    sandbox.set("PATH", paths.join(std::ffi::OsStr::new(":")));
 }
 
 /// As [`fake`] for `pg_dump`, which still tells its version.

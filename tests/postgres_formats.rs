@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::harness::{Ended, Sandbox};
-use crate::server::{APP, Server};
+use crate::server::{APP, Server, fake};
 
 const NEW: &[&str] = &["bk-manifest", "new", "--app", "app"];
 const PUSH: &[&str] = &["bk-push", "--to", "dest"];
@@ -174,4 +174,33 @@ fn what_a_format_cannot_be_is_said_before_anything_starts() {
         assert!(ended[1].stderr.contains(part), "{flags:?}: {}", ended[1].stderr);
         assert!(ended[1].stdout.is_empty());
     }
+}
+
+#[test]
+fn an_emptied_database_does_not_become_the_latest_backup() {
+    let (server, sandbox) = bench();
+    let (first, json) = back_up(&sandbox, &[], false);
+    server
+        .sql(APP, "SELECT lo_unlink(4711); TRUNCATE events CASCADE; DROP TABLE \"odd \"\" name\"");
+    fs::write(sandbox.path("parent.json"), &first).unwrap();
+    let new = [NEW, &["--parent", "parent.json"]].concat();
+    let dump = ["bk-dump", "postgres", "--database", APP];
+    let ended = sandbox.pipe(&[&new, &dump, PUSH]);
+    assert_eq!(ended[1].code, 22, "{}", ended[1].stderr);
+    assert!(ended[1].stderr.contains("shrank by more than 90 %"), "{}", ended[1].stderr);
+    assert_eq!(ended[2].code, 21, "push must not commit what was not ended");
+    let latest: serde_json::Value = serde_json::from_slice(&sandbox.latest()).unwrap();
+    assert_eq!(latest["backup"]["id"], json["backup"]["id"]);
+    back_up(&sandbox, &["--max-shrink", "100"], true);
+}
+
+#[test]
+fn a_dump_that_is_a_folder_is_proved_by_reading_it_as_one() {
+    let (server, mut sandbox) = bench();
+    let (document, _) = back_up(&sandbox, &["--format", "directory"], false);
+    let verify = ["--from", "dest", "--level", "content"];
+    fake(&server, &mut sandbox, "pg_restore", "echo 'it is no archive' >&2; exit 1");
+    let ended = sandbox.run("bk-verify", &verify, &document);
+    assert_eq!(ended.code, 20, "{}", ended.stderr);
+    assert!(ended.stderr.contains("it is no archive"), "{}", ended.stderr);
 }

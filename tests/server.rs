@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::harness::{Ended, Sandbox, run};
+use crate::harness::{Ended, Sandbox, bin_dir as tools_dir, run};
 
 /// A role that has to give its password, and owns [`APP`].
 pub const ROLE: &str = "app owner";
@@ -234,6 +234,21 @@ impl Drop for Server {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// Puts a script before a program of PostgreSQL; `$real` is the program.
+pub fn fake(server: &Server, sandbox: &mut Sandbox, program: &str, script: &str) {
+    let folder = sandbox.path("fake");
+    fs::create_dir_all(&folder).unwrap();
+    let real = server.bin().join(program);
+    let text = format!("#!/bin/sh\nreal='{}'\n{script}\n", real.display());
+    // Not written by us: a child of another test could hold it open, and it could not be run.
+    let write = ["-c", "cat > \"$0\" && chmod 755 \"$0\""];
+    let path = folder.join(program);
+    run(Command::new("sh").args(write).arg(&path), text.as_bytes()).expect(0);
+    let paths = [folder.as_path(), tools_dir(), server.bin(), Path::new("/usr/bin:/bin")];
+    let paths: Vec<OsString> = paths.iter().map(|path| path.as_os_str().to_owned()).collect();
+    sandbox.set("PATH", paths.join(std::ffi::OsStr::new(":")));
 }
 
 /// The programs of the newest PostgreSQL on this machine.

@@ -17,6 +17,7 @@ use clap::{Parser, Subcommand};
 use crate::check::{self, DumpKind};
 use crate::filter::Patient;
 use crate::postgres::connection::{Request, Server};
+use crate::shrink::MaxShrink;
 use crate::{archive, filter, sqlite};
 
 /// The pipe that a step is part of, for those who start it by itself.
@@ -63,6 +64,21 @@ struct StageArgs {
 }
 
 #[derive(Debug, clap::Args)]
+struct ShrinkArgs {
+    /// Refuse (22) a database that has lost more than so much of its rows or bytes since the parent
+    ///
+    /// In percent; 100 lets everything pass. An empty new server in place of the old one is told so.
+    #[arg(long, value_name = "PERCENT", default_value = "90", value_parser = clap::value_parser!(u8).range(..=100))]
+    max_shrink: u8,
+}
+
+impl ShrinkArgs {
+    fn limit(&self) -> MaxShrink {
+        MaxShrink(self.max_shrink)
+    }
+}
+
+#[derive(Debug, clap::Args)]
 struct SqliteArgs {
     /// The database file
     path: PathBuf,
@@ -71,6 +87,8 @@ struct SqliteArgs {
     name: String,
     #[command(flatten)]
     stage: StageArgs,
+    #[command(flatten)]
+    shrink: ShrinkArgs,
     /// Seconds to wait for a lock that another process holds
     #[arg(long, value_name = "SECONDS", default_value = "60")]
     busy_timeout: u32,
@@ -127,7 +145,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<Exit> {
 }
 
 fn run_sqlite(args: &SqliteArgs, console: &Console) -> anyhow::Result<Exit> {
-    let filter = filter_options(&args.name, &args.stage)?;
+    let filter = filter_options(&args.name, &args.stage, args.shrink.limit())?;
     let options = sqlite::Options {
         path: args.path.clone(),
         busy_timeout: Duration::from_secs(args.busy_timeout.into()),
@@ -137,7 +155,7 @@ fn run_sqlite(args: &SqliteArgs, console: &Console) -> anyhow::Result<Exit> {
 }
 
 fn run_archive(args: &ArchiveArgs, console: &Console) -> anyhow::Result<Exit> {
-    let filter = filter_options(&args.name, &args.stage)?;
+    let filter = filter_options(&args.name, &args.stage, MaxShrink::NO_LIMIT)?;
     let options = archive::Options::new(args.root.as_deref(), &args.paths, args.format)?;
     let input = Patient::new(console.input(PIPE)?, &filter.cancel);
     filter::run(input, console.output(), &filter, console, |_| archive::begin(&options))
@@ -179,7 +197,11 @@ fn run_check(args: &CheckArgs, console: &Console) -> anyhow::Result<Exit> {
     worst.map_or(Ok(Exit::Done), Err)
 }
 
-fn filter_options(name: &str, args: &StageArgs) -> anyhow::Result<filter::Options> {
+fn filter_options(
+    name: &str,
+    args: &StageArgs,
+    max_shrink: MaxShrink,
+) -> anyhow::Result<filter::Options> {
     filter::check_name(name)?;
     let stage = match &args.stage {
         Some(stage) if !stage.as_os_str().is_empty() => stage.clone(),
@@ -189,6 +211,7 @@ fn filter_options(name: &str, args: &StageArgs) -> anyhow::Result<filter::Option
         component: name.to_owned(),
         stage,
         now: Time::now(),
+        max_shrink,
         cancel: Cancel::default(),
     })
 }

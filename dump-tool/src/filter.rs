@@ -20,6 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde_json::{Map, Value};
 
+use crate::shrink::MaxShrink;
 use crate::stage::{Owner, Stage, Staged, Staging};
 
 /// What every dump step is told.
@@ -30,6 +31,8 @@ pub struct Options {
     pub stage: std::path::PathBuf,
     /// The clock.
     pub now: Time,
+    /// Refuses a dump that is much smaller than the parent's.
+    pub max_shrink: MaxShrink,
     /// Ends the dump when the document fails, and the wait for the document when the dump fails.
     pub cancel: Cancel,
 }
@@ -113,6 +116,7 @@ where
     let mut incoming = Reader::new(input)?;
     let mut header = incoming.header().clone();
     let mut run = header.run()?;
+    let parent = run.parent.clone();
     if run.sources.iter().any(|source| source.component == *component) {
         return Err(taken(component));
     }
@@ -150,6 +154,7 @@ where
         }
     })?;
 
+    options.max_shrink.check(parent.as_ref(), component, made.kind, &made.facts)?;
     for entry in entries(&folder, component, &made.staged)? {
         writer.entry(&entry)?;
     }
@@ -315,6 +320,7 @@ mod tests {
             component: "db".into(),
             stage: stage.into(),
             now: Time::now(),
+            max_shrink: MaxShrink(90),
             cancel: Cancel::default(),
         };
         run(input, output, &options, &Silent, |_| {

@@ -498,7 +498,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let left = folder.path().join(ID).join(".bk-tmp-u4U7mU");
         fs::create_dir(folder.path().join(ID)).unwrap();
-        fs::write(&left, "{").unwrap();
+        atomic::create(&left, b"{", 0o600, Existing::Keep).unwrap();
         let stage = Stage::open(folder.path()).unwrap();
         drop(stage.reserve(NEXT, "db", &Owner::this(), Time::now(), &Silent).unwrap());
         assert!(!left.exists() && !folder.path().join(ID).exists());

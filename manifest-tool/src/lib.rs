@@ -23,6 +23,7 @@ pub mod lock;
 pub mod lookup;
 pub mod ls;
 pub mod manifest;
+pub mod outer;
 pub mod path;
 pub mod progress;
 pub mod run;

@@ -247,7 +247,7 @@ pub(crate) fn read_totals(mut files: serde_json::Map<String, Value>) -> Result<T
 ///
 /// # Errors
 /// [`Error`], also if there are entries after all.
-pub fn read_outer(bytes: &[u8]) -> Result<(Header, Trailer), Error> {
+pub(crate) fn read_outer(bytes: &[u8]) -> Result<(Header, Trailer), Error> {
     let mut reader = Reader::new(bytes)?;
     if reader.syntax.entry(&mut reader.line)? {
         return Err(Error::Malformed("an entry where none was due".into()));

@@ -47,7 +47,7 @@ impl Base {
         let file = File::open(&path)
             .with_context(|| format!("cannot open the parent's manifest '{}'", path.display()))?;
         let context = || format!("the parent's manifest '{}'", path.display());
-        let (given, end) = outer::read_file(&file).with_context(context)?;
+        let (given, end) = bk_manifest::outer::read_file(&file).with_context(context)?;
         let id = given.the_backup()?.id;
         let total = end.total_checksum().with_context(context)?;
         let Some(manifest) = find_parent(store, &id, total, &given.run()?)? else {

@@ -7,7 +7,7 @@ use bk_manifest::exit::{Exit, Failure};
 use bk_manifest::shell::Console;
 
 use super::connection::{ConnectionArgs, request};
-use super::{PIPE, StageArgs, filter_options};
+use super::{PIPE, ShrinkArgs, StageArgs, filter_options};
 use crate::compress::Compression;
 use crate::filter::{self, Patient};
 use crate::postgres;
@@ -23,6 +23,8 @@ pub(super) struct PostgresArgs {
     connection: ConnectionArgs,
     #[command(flatten)]
     stage: StageArgs,
+    #[command(flatten)]
+    shrink: ShrinkArgs,
     /// plain (SQL), custom (one archive) or directory (a file for each table, dumped by several jobs)
     #[arg(long, value_name = "FORMAT", default_value = "custom")]
     format: Format,
@@ -59,7 +61,7 @@ pub(super) fn default_jobs() -> NonZeroUsize {
 }
 
 pub(super) fn run(args: &PostgresArgs, console: &Console) -> anyhow::Result<Exit> {
-    let filter = filter_options(&args.name, &args.stage)?;
+    let filter = filter_options(&args.name, &args.stage, args.shrink.limit())?;
     let request = request(&args.connection)?;
     if args.clean && args.format != Format::Plain {
         return Err(Failure::new(Exit::Usage, "--clean is for plain dumps")
