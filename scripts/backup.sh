@@ -11,52 +11,8 @@
 here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}" || true)")
 # shellcheck source=scripts/common.sh
 source "${here}/common.sh"
-
-names=('bk-manifest new' 'bk-dump postgres' 'bk-dump sqlite' 'bk-dump archive' 'bk-manifest add' bk-push bk-verify bk-prune)
-postgres=(cat) sqlite=(cat) archive=(cat) add=(cat) prune=(cat)
-
-# Fills the steps that the settings ask for. $1: the folder that names in them are relative to.
-choose_steps() {
-  local item list=() postgresql=${BACKUP_POSTGRES:-}
-  if [[ ${BACKUP_INCLUDE_DATABASE:-true} == true ]]; then
-    [[ ${postgresql} != *:*/* ]] || postgres=(bk-dump postgres --via "${postgresql%%/*}" --database "${postgresql#*/}")
-    [[ ${postgresql} != url:* ]] || postgres=(bk-dump postgres --url-env "${postgresql#url:}")
-    [[ -z ${BACKUP_SQLITE:-} ]] || sqlite=(bk-dump sqlite --name "${postgresql:+sqlite-}database" -- "${BACKUP_SQLITE}")
-  fi
-  if [[ -n ${BACKUP_CONFIG_FILES:-} ]]; then
-    IFS=: read -ra list <<<"${BACKUP_CONFIG_FILES}"
-    [[ ${list[0]} == /* ]] || list=(--root "$1" -- "${list[@]}")
-    archive=(bk-dump archive --name config "${list[@]}")
-  fi
-  if [[ -n ${BACKUP_ROOT:-} ]]; then
-    IFS=: read -ra list <<<"${BACKUP_EXCLUDE:-}"
-    [[ ${BACKUP_INCLUDE_ARCHIVED:-true} == true ]] || list+=(/events/archived)
-    if [[ -n ${BACKUP_SQLITE:-} ]]; then # a database in use is no file to copy: it is dumped
-      item=$(realpath -m --relative-base="${BACKUP_ROOT}" -- "${BACKUP_SQLITE}" | sed 's/[][\\*?{}]/\\&/g')
-      [[ ${item} == /* ]] || list+=("/${item}" "/${item}-wal" "/${item}-shm" "/${item}-journal")
-    fi
-    add=(bk-manifest add --root "${BACKUP_ROOT}" "${list[@]/#/--exclude=}")
-    [[ -z ${BACKUP_MAX_FILE_SIZE_MB:-} ]] || add+=(--max-file-size "${BACKUP_MAX_FILE_SIZE_MB}M")
-    IFS=: read -ra list <<<"${BACKUP_TREES:-}" && add+=(-- "${list[@]}")
-  fi
-  for item in "${!BACKUP_KEEP_@}" "${!BACKUP_RETENTION_@}"; do
-    [[ -z ${!item} ]] || prune=(bk-prune --from "${BACKUP_DESTINATION_PATH}")
-  done
-}
-
-# Sets `code` and `step` from the `codes` of the pipe. A step that got a cut document ends with 21, one
-# whose reader has gone with 1 (cat: 141): both give way to another step's own reason.
-judge() {
-  local index
-  code=0
-  for index in "${!codes[@]}"; do
-    case ${code}:${codes[index]} in
-      *:0 | 1:21 | [1-9]*:3) ;;
-      [013]:* | 141:*) code=${codes[index]} step=${names[index]} ;;
-      *) ;;
-    esac
-  done
-}
+# shellcheck source=scripts/backup-steps.sh
+source "${here}/backup-steps.sh"
 
 main() {
   local base=. from=() full=() codes=(0) code step facts=() word=ok outcome='no backup was made'
@@ -77,14 +33,14 @@ main() {
   [[ ${postgres[0]}${sqlite[0]}${archive[0]}${add[0]} != catcatcatcat ]] || fail 'no setting says what to back up'
   bk-push manifest latest --from "${BACKUP_DESTINATION_PATH}" --or-none >"${work}/parent.json"
   stop_services
-  bk-manifest new --parent "${work}/parent.json" | "${postgres[@]}" | "${sqlite[@]}" | "${archive[@]}" \
-    | "${add[@]}" | bk-push --to "${BACKUP_DESTINATION_PATH}" "${full[@]}" \
+  bk-manifest new --parent "${work}/parent.json" | "${postgres[@]}" | "${globals[@]}" | "${sqlite[@]}" \
+    | "${archive[@]}" | "${add[@]}" | bk-push --to "${BACKUP_DESTINATION_PATH}" "${full[@]}" \
     | bk-verify --from "${BACKUP_DESTINATION_PATH}" \
     | "${prune[@]}" >"${work}/run.json" 2>"${work}/prune.log" || codes=("${PIPESTATUS[@]}")
   sed '/^bk-prune: kept /d' "${work}/prune.log" >&2
   judge
   if [[ ${code} != [03] ]]; then
-    [[ ${codes[5]} != [03] ]] || outcome='the backup was stored, but not all that follows was done'
+    [[ ${codes[6]} != [03] ]] || outcome='the backup was stored, but not all that follows was done'
     printf 'backup.sh: error: %s ended with %s; %s\n' "${step}" "${code}" "${outcome}" >&2
     exit "${code}"
   fi

@@ -1,11 +1,11 @@
 # shellcheck shell=bash disable=SC2154,SC2034
 # What restore.sh does between its questions and its end. It is sourced, and works with main's variables:
-# given, id, place, secrets; kinds, trees and lost are set here.
+# given, id, place, secrets; kinds, trees, globals and lost are set here.
 
 # Says where each component goes, and sets `kinds` and `trees`; fails if a setting is missing.
 plan() {
   local name kind place
-  local -A setting=([sqlite]=BACKUP_SQLITE [postgresql]=BACKUP_POSTGRES [archive]=BACKUP_CONFIG_FILES [tree]=BACKUP_ROOT)
+  local -A setting=([sqlite]=BACKUP_SQLITE [postgresql]=BACKUP_POSTGRES [globals]=BACKUP_POSTGRES [archive]=BACKUP_CONFIG_FILES [tree]=BACKUP_ROOT)
   [[ ${given["--secrets"]} != no ]] || unset 'setting[archive]'
   while read -r name kind; do
     place=${setting[${kind}]:-}
@@ -17,7 +17,10 @@ plan() {
         [[ ! -d ${!place} ]] || fail "${place} is a folder: ${!place}"
         place="to ${!place}; the one there is kept as NAME.before-TIME"
         ;;
-      BACKUP_POSTGRES) place="to ${!place}, which must be new or empty: a new name in BACKUP_POSTGRES makes one" ;;
+      BACKUP_POSTGRES)
+        place="to ${!place}; the one there is kept as NAME__before_TIME"
+        [[ ${kind} != globals ]] || globals=${name} place='roles that the server lacks are made'
+        ;;
       BACKUP_CONFIG_FILES) place="below ${root}; what is replaced is kept as NAME.before-TIME" ;;
       BACKUP_ROOT)
         [[ -d ${!place} || ! -e ${!place} ]] || fail "${place} is no folder: ${!place}"
@@ -43,10 +46,9 @@ replace() {
   return "${code}"
 }
 
-# Puts back files, configuration and databases, in this order: all but PostgreSQL, which must be empty, can be
-# done again.
+# Puts back files, configuration and databases, in this order.
 put_back() {
-  local via=() sqlite file env=${given["--env-file"]}
+  local server=() database=() sqlite file env=${given["--env-file"]}
   touch -- "${work}/mark"
   if [[ ${kinds} =~ sql|archive ]]; then
     beside=${BACKUP_ROOT:-${BACKUP_SQLITE:-./bk}} && beside=${beside%/}
@@ -55,9 +57,12 @@ put_back() {
     bk-push fetch "${place[@]}" --target "${beside}" --path '.bk/**' <"${work}/manifest" >"${work}/dumps"
   fi
   if [[ ${kinds} == *postgresql* ]]; then # before anything is stopped or replaced
-    via=(--url-env "${BACKUP_POSTGRES#url:}")
-    [[ ${BACKUP_POSTGRES} == url:* ]] || via=(--via "${BACKUP_POSTGRES%%/*}" --database "${BACKUP_POSTGRES#*/}")
-    bk-dump restore --dry-run --from "${beside}" "${via[@]}" <"${work}/dumps" >"${work}/checked"
+    server=(--url-env "${BACKUP_POSTGRES#url:}")
+    [[ ${BACKUP_POSTGRES} == url:* ]] || server=(--via "${BACKUP_POSTGRES%%/*}") database=(--database "${BACKUP_POSTGRES#*/}")
+    [[ -z ${globals} ]] \
+      || bk-dump restore --from "${beside}" --component "${globals}" "${server[@]}" <"${work}/dumps" >"${work}/globals"
+    server+=(--replace "${database[@]}")
+    bk-dump restore --dry-run --from "${beside}" "${server[@]}" <"${work}/dumps" >"${work}/checked"
   fi
   stop_services
   if [[ ${kinds} == *tree* ]]; then
@@ -83,10 +88,12 @@ put_back() {
     replace bk-dump restore --from "${beside}" --to "${sqlite}" --replace <"${work}/dumps" >"${work}/restored"
   fi
   if [[ ${kinds} == *postgresql* ]]; then
-    half+='; PostgreSQL needs a database that is new or empty'
-    [[ ${state} != THE* ]] || state=${half}
-    replace bk-dump restore --from "${beside}" "${via[@]}" <"${work}/dumps" >"${work}/restored"
+    replace bk-dump restore --from "${beside}" "${server[@]}" <"${work}/dumps" >"${work}/restored"
   fi
   state='everything was restored'
+  if [[ -n ${BACKUP_MIGRATE:-} ]]; then
+    state+=', but BACKUP_MIGRATE has not ended well'
+    bash -c "${BACKUP_MIGRATE}" || exit 1 # its own codes mean something else
+  fi
   say_aside || true # all the same it is there
 }

@@ -39,7 +39,7 @@ say_aside() {
 }
 
 main() {
-  local id='' place=() kinds='' trees=() answer lost=0 secrets app settings=(--require BACKUP_DESTINATION_PATH)
+  local id='' place=() kinds='' globals='' trees=() answer lost=0 secrets app settings=(--require BACKUP_DESTINATION_PATH)
   local -A given=(["--env-file"]='' ["--confirm"]='' ["--secrets"]='' ["--target"]='' ["--force-config"]='' ["--dry-run"]='')
   while (($#)); do
     case $1 in

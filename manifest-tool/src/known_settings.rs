@@ -96,11 +96,20 @@ pub const SETTINGS: &[(&str, &[Setting])] = &[
             setting(
                 "BACKUP_POSTGRES",
                 Kind::Postgres,
-                "PostgreSQL database: compose:SERVICE/DATABASE, docker:CONTAINER/DATABASE, or url:NAME, where the\n\
-                 variable NAME (DATABASE_URL, say) holds the connection URL",
+                "PostgreSQL database: compose:SERVICE/DATABASE, docker:CONTAINER/DATABASE, ssh:HOST/DATABASE, or\n\
+                 url:NAME, where the variable NAME (DATABASE_URL, say) holds the connection URL",
             )
             .example("compose:db/picpeak"),
+            text("BACKUP_POSTGRES_FLAGS", "Flags for bk-dump postgres: format, tables to leave out, …")
+                .example("--format directory --exclude-table-data public.sessions"),
+            setting(
+                "BACKUP_GLOBALS",
+                Kind::Choice(&["true", "without-passwords", "false"]),
+                "Back up the server's roles and tablespaces too; passwords of roles only a superuser can read",
+            )
+            .default("true"),
             text("BACKUP_SQLITE", "SQLite database: its file").example("/srv/app/data/app.db"),
+            text("BACKUP_SQLITE_FLAGS", "Flags for bk-dump sqlite").example("--busy-timeout 300"),
             text("BACKUP_ROOT", "Folder of the application's files").example("/srv/app/storage"),
             setting("BACKUP_TREES", Kind::Trees, "Paths below BACKUP_ROOT, separated by ':'; unset means all of it")
                 .example("events:thumbnails:uploads"),
@@ -121,6 +130,8 @@ pub const SETTINGS: &[(&str, &[Setting])] = &[
             setting("BACKUP_INCLUDE_ARCHIVED", BOOLEAN, "Back up events/archived (PicPeak)").default("true"),
             setting("BACKUP_STOP_SERVICES", Kind::Words, "Compose services to stop during a backup and a restore")
                 .example("api worker"),
+            text("BACKUP_MIGRATE", "Command to run once all is restored: the application's migrations")
+                .example("docker compose run --rm backend npx prisma migrate deploy"),
         ],
     ),
     (

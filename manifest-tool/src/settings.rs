@@ -282,7 +282,7 @@ fn normalize(kind: Kind, value: &str) -> Result<String, String> {
         }
         Kind::Postgres => same(
             is_postgres(value),
-            "compose:SERVICE/DATABASE, docker:CONTAINER/DATABASE or url:NAME is wanted",
+            "compose:SERVICE/DATABASE, docker:CONTAINER/DATABASE, ssh:HOST/DATABASE or url:NAME is wanted",
         ),
     }
 }
@@ -296,6 +296,13 @@ fn is_postgres(value: &str) -> bool {
     match kind {
         "compose" | "docker" => rest.split_once('/').is_some_and(|(service, database)| {
             is_service(service) && !database.is_empty() && !database.starts_with('-')
+        }),
+        "ssh" => rest.split_once('/').is_some_and(|(host, database)| {
+            let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
+            host.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+                && host.chars().all(is_plain)
+                && !database.is_empty()
+                && !database.starts_with('-')
         }),
         "url" => {
             let is_first = |c: char| c.is_ascii_alphabetic() || c == '_';
@@ -435,6 +442,8 @@ mod tests {
             ("BACKUP_POSTGRES", "db/app"),
             ("BACKUP_POSTGRES", "compose:db"),
             ("BACKUP_POSTGRES", "url:A B"),
+            ("BACKUP_POSTGRES", "ssh:-oProxyCommand=x/app"),
+            ("BACKUP_GLOBALS", "maybe"),
             ("BACKUP_STOP_SERVICES", "a;reboot"),
             ("PGHOST", "a\nb"),
         ] {
@@ -446,6 +455,7 @@ mod tests {
             ("BACKUP_EMAIL_TO", "a@b"),
             ("S3_BUCKET", "b"),
             ("BACKUP_POSTGRES", "compose:db/my app"),
+            ("BACKUP_POSTGRES", "ssh:me@db.example/app"),
             ("BACKUP_STOP_SERVICES", "api,worker"),
         ] {
             assert!(resolve_both(&[], &[(name, good)]).is_ok(), "{name}={good}");

@@ -32,7 +32,7 @@ END
 }
 
 # Steps of the pipe by the names of their fakes, in order.
-steps=(bk-manifest-new bk-dump-postgres bk-dump-sqlite bk-dump-archive bk-manifest-add bk-push bk-verify bk-prune)
+steps=(bk-manifest-new bk-dump-postgres bk-dump-globals bk-dump-sqlite bk-dump-archive bk-manifest-add bk-push bk-verify bk-prune)
 
 @test "a run is one line, and the steps are in order" {
   run --separate-stderr -0 "${backup}"
@@ -41,7 +41,7 @@ steps=(bk-manifest-new bk-dump-postgres bk-dump-sqlite bk-dump-archive bk-manife
   # The steps of the pipe start at once, so only what is around it has an order.
   [[ $(calls | sed -n '1,2p;$p' | paste -sd,) == 'bk-manifest settings,bk-push manifest,bk-manifest show' ]]
   run -0 sed 's/ -.*//' "${FAKE}/calls"
-  [[ $(calls | sort | paste -sd,) == 'bk-dump archive,bk-dump postgres,bk-dump sqlite,bk-manifest add,bk-manifest new,bk-manifest settings,bk-manifest show,bk-prune --from,bk-push --to,bk-push manifest,bk-verify --from' ]]
+  [[ $(calls | sort | paste -sd,) == 'bk-dump archive,bk-dump globals,bk-dump postgres,bk-dump sqlite,bk-manifest add,bk-manifest new,bk-manifest settings,bk-manifest show,bk-prune --from,bk-push --to,bk-push manifest,bk-verify --from' ]]
 }
 
 @test "the settings reach the steps" {
@@ -50,6 +50,7 @@ steps=(bk-manifest-new bk-dump-postgres bk-dump-sqlite bk-dump-archive bk-manife
   [[ ${output} == *'bk-manifest settings --env-file /srv/app/app.env --require BACKUP_APP --require BACKUP_DESTINATION_PATH'* ]]
   [[ ${output} == *'bk-push manifest latest --from /dest --or-none'* ]]
   [[ ${output} == *'bk-dump postgres --via compose:db --database app'* ]]
+  [[ ${output} == *'bk-dump globals --via compose:db'* && ${output} != *'bk-dump globals --via compose:db '* ]]
   [[ ${output} == *'bk-dump sqlite --name sqlite-database -- /srv/app/files/app.db'* ]]
   [[ ${output} == *'bk-dump archive --name config --root /srv/app -- .env secrets'* ]]
   [[ ${output} == *'bk-manifest add --root /srv/app/files --exclude=*.tmp --exclude=/app.db --exclude=/app.db-wal --exclude=/app.db-shm --exclude=/app.db-journal -- events two words'* ]]
@@ -71,6 +72,19 @@ steps=(bk-manifest-new bk-dump-postgres bk-dump-sqlite bk-dump-archive bk-manife
   [[ ${output} == *'bk-push --to /dest --full'* ]]
 }
 
+@test "flags for dumps, and globals" {
+  printf 'BACKUP_POSTGRES_FLAGS=--format directory --no-owner\nBACKUP_SQLITE_FLAGS=--busy-timeout 300\nBACKUP_GLOBALS=without-passwords\n' >>"${FAKE}/settings"
+  sed -i 's/^BACKUP_POSTGRES=.*/BACKUP_POSTGRES=ssh:me@far\/app/' "${FAKE}/settings"
+  run -0 "${backup}"
+  run -0 cat "${FAKE}/calls"
+  [[ ${output} == *'bk-dump postgres --via ssh:me@far --database app --format directory --no-owner'* ]]
+  [[ ${output} == *'bk-dump globals --via ssh:me@far --no-role-passwords'* ]]
+  [[ ${output} == *'bk-dump sqlite --name sqlite-database --busy-timeout 300 -- /srv/app/files/app.db'* ]]
+  sed -i 's/without-passwords/false/' "${FAKE}/settings"
+  run -0 "${backup}"
+  [[ $(grep -c globals "${FAKE}/calls") == 1 ]]
+}
+
 @test "steps that no setting asks for are left out" {
   printf 'BACKUP_APP=app\nBACKUP_DESTINATION_PATH=/dest\nBACKUP_ROOT=/srv\n' >"${FAKE}/settings"
   run --separate-stderr -0 "${backup}"
@@ -87,7 +101,7 @@ steps=(bk-manifest-new bk-dump-postgres bk-dump-sqlite bk-dump-archive bk-manife
 @test "without databases none is dumped" {
   sed -i 's/INCLUDE_DATABASE=true/INCLUDE_DATABASE=false/' "${FAKE}/settings"
   run -0 "${backup}"
-  run ! grep -E 'bk-dump (postgres|sqlite)' "${FAKE}/calls"
+  run ! grep -E 'bk-dump (postgres|globals|sqlite)' "${FAKE}/calls"
 }
 
 @test "settings that say nothing to back up end with 2" {

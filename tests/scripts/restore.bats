@@ -109,13 +109,13 @@ END
   [[ $(ls -A "${srv}") == files ]]
 }
 
-@test "PostgreSQL goes last, as it cannot be done again, and its 2 half-way is a 1" {
+@test "PostgreSQL goes last, and its 2 half-way is a 1" {
   sed -i 's/sqlite  /postgresql/' "${FAKE}/show"
   echo 'BACKUP_POSTGRES=docker:pg/new' >>"${FAKE}/settings"
   echo 2 >"${FAKE}/codes/bk-dump-restore"
   run --separate-stderr -1 "${restore}" latest --confirm app --secrets no
-  [[ ${stderr} == *'THE RESTORE STOPPED HALF-WAY'*'PostgreSQL needs a database that is new or empty' ]]
-  [[ $(tail -n 2 "${FAKE}/calls" | sed 's/ .*--via/ --via/' | paste -sd,) == 'bk-dump --via docker:pg --database new,docker compose start api worker' ]]
+  [[ ${stderr} == *'THE RESTORE STOPPED HALF-WAY'* ]]
+  [[ $(tail -n 2 "${FAKE}/calls" | sed 's/ .*--via/ --via/' | paste -sd,) == 'bk-dump --via docker:pg --replace --database new,docker compose start api worker' ]]
   # Alone, it leaves all as it was.
   sed -i '/ tree /d' "${FAKE}/show"
   run --separate-stderr -2 "${restore}" latest --confirm app --secrets no
@@ -124,6 +124,19 @@ END
   break_call docker start 1 docker-compose
   run --separate-stderr -1 "${restore}" latest --confirm app --secrets no
   [[ ${stderr} == *'could not start again'*'everything was restored' ]]
+}
+
+@test "roles come before the database that needs them, and migrations last" {
+  sed -i 's/sqlite  /postgresql/' "${FAKE}/show"
+  sed -i '/ postgresql /a\             globals          globals     complete          1 entries      130 B' "${FAKE}/show"
+  printf 'BACKUP_POSTGRES=docker:pg/new\nBACKUP_MIGRATE=echo migrate >>"${FAKE}/calls"\n' >>"${FAKE}/settings"
+  run -0 "${restore}" latest --confirm app --secrets no
+  [[ ${output} == *'plan         globals '*'roles that the server lacks are made'* ]]
+  run -0 grep -E '^bk-dump|migrate|start' "${FAKE}/calls"
+  [[ $(sed 's/--from [^ ]* //' <<<"${output}" | paste -sd,) == 'bk-dump restore --component globals --via docker:pg,bk-dump restore --dry-run --via docker:pg --replace --database new,bk-dump restore --via docker:pg --replace --database new,migrate,docker compose start api worker' ]]
+  sed -i 's/^BACKUP_MIGRATE=.*/BACKUP_MIGRATE=exit 2/' "${FAKE}/settings"
+  run --separate-stderr -1 "${restore}" latest --confirm app --secrets no
+  [[ ${stderr} == *'everything was restored, but BACKUP_MIGRATE has not ended well' ]]
 }
 
 @test "a PostgreSQL database in use is refused before anything is stopped or replaced" {
