@@ -18,7 +18,10 @@ const PUSH: &[&str] = &["bk-push", "--to", "dest"];
 /// Bound for everything that must not wait for ever.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Makes a database whose two tables always change in one transaction.
+/// What the accounts hold together, however it is moved between them.
+const MONEY: i64 = 100_000;
+
+/// Makes a database whose tables always change in one transaction.
 fn bank(sandbox: &Sandbox, journal: &str, padding: usize) -> PathBuf {
     fs::create_dir_all(sandbox.path("data")).unwrap();
     let path = sandbox.path("data/app.db");
@@ -29,6 +32,12 @@ fn bank(sandbox: &Sandbox, journal: &str, padding: usize) -> PathBuf {
             "CREATE TABLE total (n INTEGER); INSERT INTO total VALUES (0);
              CREATE TABLE log (n INTEGER PRIMARY KEY, noise BLOB);
              CREATE TABLE padding (noise BLOB);
+             CREATE TABLE account (id INTEGER PRIMARY KEY, money INTEGER);
+             WITH RECURSIVE n (i) AS (VALUES (0) UNION ALL SELECT i + 1 FROM n WHERE i < 99)
+                 INSERT INTO account SELECT i, 1000 FROM n;
+             CREATE TABLE transfer
+                 (id INTEGER PRIMARY KEY AUTOINCREMENT, giver REFERENCES account (id),
+                  taker REFERENCES account (id), amount INTEGER);
              PRAGMA user_version = 42;",
         )
         .unwrap();
@@ -46,8 +55,18 @@ fn deposit(database: &mut Connection) -> rusqlite::Result<i64> {
     transaction
         .execute("INSERT INTO log SELECT n, randomblob(2000) FROM total", [])
         .and_then(|_| transaction.execute("UPDATE padding SET noise = randomblob(100000) WHERE rowid = 1 + (SELECT n FROM total) % 50", []))?;
+    let number: i64 = transaction.query_row("SELECT n FROM total", [], |row| row.get(0))?;
+    let (giver, taker, amount) = (number % 100, (number * 7 + 1) % 100, number % 13);
+    for (account, change) in [(giver, -amount), (taker, amount)] {
+        transaction
+            .execute("UPDATE account SET money = money + ?2 WHERE id = ?1", [account, change])?;
+    }
+    transaction.execute(
+        "INSERT INTO transfer (giver, taker, amount) VALUES (?1, ?2, ?3)",
+        [giver, taker, amount],
+    )?;
     transaction.commit()?;
-    database.query_row("SELECT n FROM total", [], |row| row.get(0))
+    Ok(number)
 }
 
 /// How many deposits a database holds; both tables must agree, and all pages be sound.
@@ -61,6 +80,11 @@ fn balance(path: &Path) -> i64 {
     assert_eq!(number("SELECT count(*) FROM log"), total, "half a transaction");
     assert_eq!(number("SELECT coalesce(max(n), 0) FROM log"), total);
     assert_eq!(number("PRAGMA user_version"), 42);
+    assert_eq!(number("SELECT sum(money) FROM account"), MONEY, "half a transfer");
+    let wrong = "SELECT count(*) FROM account WHERE money <> 1000
+        - (SELECT coalesce(sum(amount), 0) FROM transfer WHERE giver = account.id)
+        + (SELECT coalesce(sum(amount), 0) FROM transfer WHERE taker = account.id)";
+    assert_eq!(number(wrong), 0, "accounts and transfers do not agree");
     total
 }
 
@@ -84,12 +108,27 @@ fn restore(sandbox: &Sandbox, document: &[u8], name: &str) -> PathBuf {
     path
 }
 
+/// The component's record of a document.
+fn record(document: &[u8]) -> serde_json::Value {
+    let document: serde_json::Value = serde_json::from_slice(document).unwrap();
+    let components = document["components"].as_array().unwrap();
+    components.iter().rfind(|component| component["kind"] == "sqlite").unwrap().clone()
+}
+
+/// What a dump of a database by itself records of its tables.
+fn recorded(sandbox: &Sandbox, path: &Path) -> serde_json::Value {
+    let new = sandbox.run(NEW[0], &NEW[1..], b"").ok().stdout;
+    let dump = ["sqlite", "--name", "another", path.to_str().unwrap()];
+    record(&sandbox.run("bk-dump", &dump, &new).ok().stdout)["tables"].clone()
+}
+
 /// Dumps in what lies in the stage folder.
 fn staged(sandbox: &Sandbox) -> Vec<PathBuf> {
     let stage = sandbox.path("stage");
     let mut files = if stage.exists() { files_below(&stage) } else { Vec::new() };
     // The small record of a pipe stays until the next run, which finds no dump with it.
-    files.retain(|path| path.file_name().unwrap() != ".database.json");
+    files.retain(|path| !path.to_str().unwrap().contains("/another/"));
+    files.retain(|path| !path.file_name().unwrap().to_str().unwrap().ends_with(".json"));
     files
 }
 
@@ -135,6 +174,10 @@ fn a_database_under_full_load_comes_back_as_one_state() {
         let restored = restore(&sandbox, &document, "restored.db");
         let balance = balance(&restored);
         assert!((before..=after).contains(&balance), "{before} <= {balance} <= {after}");
+        let recorded_tables = &record(&document)["tables"];
+        assert_eq!(recorded_tables[1]["name"], "log");
+        assert_eq!(recorded_tables[1]["rows"], balance);
+        assert_eq!(recorded(&sandbox, &restored), *recorded_tables, "not the recorded state");
         assert!(before < after, "the writer was held up");
         assert_eq!(staged(&sandbox), Vec::<PathBuf>::new());
         let found: String = Connection::open(&restored)
@@ -326,6 +369,15 @@ fn a_restore_overwrites_nothing() {
     assert_eq!(balance(&sandbox.path("data").join(&aside[0])), 2);
 }
 
+/// What [`deposit`] does, for a process of its own.
+const DEPOSITS: &str = "BEGIN IMMEDIATE; UPDATE total SET n = n + 1; \
+    UPDATE padding SET noise = randomblob(100000) WHERE rowid % 7 = 0; \
+    INSERT INTO log SELECT n, randomblob(2000) FROM total; \
+    INSERT INTO transfer (giver, taker, amount) SELECT n % 100, (n * 7 + 1) % 100, n % 13 FROM total; \
+    UPDATE account SET money = money - (SELECT n % 13 FROM total) WHERE id = (SELECT n % 100 FROM total); \
+    UPDATE account SET money = money + (SELECT n % 13 FROM total) WHERE id = (SELECT (n * 7 + 1) % 100 FROM total); \
+    COMMIT";
+
 /// A process that writes into the database until it is killed.
 struct Writer(Child);
 
@@ -363,11 +415,8 @@ fn what_a_killed_writer_left_is_read_as_the_application_would() {
     for journal in ["wal", "delete"] {
         let sandbox = Sandbox::new();
         let path = bank(&sandbox, journal, 50);
-        let statements = "BEGIN IMMEDIATE; UPDATE total SET n = n + 1; \
-            UPDATE padding SET noise = randomblob(100000) WHERE rowid % 7 = 0; \
-            INSERT INTO log SELECT n, randomblob(2000) FROM total; COMMIT";
         for round in 0..6 {
-            let writer = Writer::start(&path, statements);
+            let writer = Writer::start(&path, DEPOSITS);
             let began = Instant::now();
             while Connection::open(&path)
                 .and_then(|database| {
@@ -454,4 +503,209 @@ fn a_killed_dump_leaves_no_backup_and_no_lock() {
     left.retain(|file| !is_sealed(file));
     assert_eq!(left, Vec::<PathBuf>::new(), "it was not swept");
     assert_eq!(balance(&restore(&sandbox, &document, "restored.db")), 8);
+}
+
+#[test]
+fn writer_and_backup_are_killed_and_the_next_backup_is_good() {
+    let mut random = Random::from_run();
+    for journal in ["wal", "delete"] {
+        let sandbox = Sandbox::new();
+        let path = bank(&sandbox, journal, 100);
+        for round in 0..10 {
+            let mut writer = Some(Writer::start(&path, DEPOSITS));
+            let new = sandbox.run(NEW[0], &NEW[1..], b"").ok().stdout;
+            fs::write(sandbox.path("new"), new).unwrap();
+            let mut dump = sandbox
+                .command(DUMP[0])
+                .args(&DUMP[1..])
+                .stdin(fs::File::open(sandbox.path("new")).unwrap())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            // The one or the other first, somewhere in what takes some tenths of a second.
+            for _ in 0..2 {
+                std::thread::sleep(Duration::from_millis(random.below(200)));
+                if random.below(2) == 0 {
+                    writer.take();
+                } else {
+                    dump.kill().unwrap();
+                }
+            }
+            dump.kill().unwrap();
+            dump.wait().unwrap();
+            drop(writer);
+            // The application comes back first, which also rolls back what was not committed.
+            let found = balance(&path);
+            let document = all_ok(sandbox.pipe(&[NEW, DUMP, PUSH])).stdout;
+            let restored = restore(&sandbox, &document, &format!("restored-{round}.db"));
+            assert_eq!(balance(&restored), found);
+            assert_eq!(recorded(&sandbox, &restored), record(&document)["tables"]);
+        }
+    }
+}
+
+#[test]
+fn an_open_database_is_not_replaced() {
+    let script = "import sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute('SELECT count(*) FROM total').fetchone()
+print(flush=True)
+sys.stdin.read()
+database.execute('UPDATE total SET n = n + 1')";
+    for journal in ["wal", "delete"] {
+        let sandbox = Sandbox::new();
+        let path = bank(&sandbox, journal, 1);
+        let document = all_ok(sandbox.pipe(&[NEW, DUMP, PUSH])).stdout;
+        sandbox.fetch(&document, "back");
+        let mut application = Command::new("python3")
+            .args(["-c", script])
+            .arg(&path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Read::read_exact(application.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        let before = crate::harness::snapshot(&sandbox.path("data"));
+        let replace = ["restore", "--from", "back", "--to", path.to_str().unwrap(), "--replace"];
+        for more in [&[][..], &["--dry-run"]] {
+            let refused = sandbox.run("bk-dump", &[&replace, more].concat(), &document).expect(11);
+            assert_eq!(lines(&refused.stderr).len(), 1, "{}", refused.stderr);
+            let named = format!("is open in process {} (python3)", application.id());
+            assert!(refused.stderr.contains(&named), "{}", refused.stderr);
+        }
+        crate::harness::assert_same_tree(&before, &crate::harness::snapshot(&sandbox.path("data")));
+        let insists = [&replace[..], &["--even-if-open"]].concat();
+        sandbox.run("bk-dump", &insists, &document).expect(0);
+        // What it still writes goes into the old one.
+        drop(application.stdin.take());
+        application.wait().unwrap();
+        assert_eq!(balance(&path), 0);
+        sandbox.run("bk-dump", &replace, &document).expect(0);
+    }
+}
+
+/// Balances of a database and of those put aside, each looked at in a copy: opening one changes it.
+fn balances(sandbox: &Sandbox) -> (Option<i64>, Vec<i64>) {
+    let copy = tempfile::tempdir_in(sandbox.path("tmp")).unwrap();
+    for file in files_below(&sandbox.path("data")) {
+        fs::copy(&file, copy.path().join(file.file_name().unwrap())).unwrap();
+    }
+    let is_side = |path: &Path| {
+        ["-wal", "-shm", "-journal"].iter().any(|side| path.to_str().unwrap().ends_with(side))
+    };
+    let mut aside: Vec<PathBuf> = files_below(copy.path());
+    aside.retain(|path| path.to_str().unwrap().contains("app.db.before-") && !is_side(path));
+    let place = copy.path().join("app.db");
+    let place = place.exists().then(|| balance(&place));
+    (place, aside.iter().map(|path| balance(path)).collect())
+}
+
+#[test]
+fn a_restore_that_is_killed_at_any_step_mixes_nothing_and_is_run_again() {
+    let sandbox = Sandbox::new();
+    let path = bank(&sandbox, "wal", 1);
+    let document = all_ok(sandbox.pipe(&[NEW, DUMP, PUSH])).stdout;
+    sandbox.fetch(&document, "back");
+    fs::write(sandbox.path("document"), &document).unwrap();
+    // What a crash leaves: the main file knows nothing of what its -wal holds.
+    let mut database = Connection::open(&path).unwrap();
+    database.pragma_update(None, "wal_autocheckpoint", 0).unwrap();
+    for _ in 0..3 {
+        deposit(&mut database).unwrap();
+    }
+    let old: Vec<(PathBuf, Vec<u8>)> = files_below(&sandbox.path("data"))
+        .into_iter()
+        .map(|file| (file.clone(), fs::read(file).unwrap()))
+        .collect();
+    assert_eq!(old.len(), 3);
+    drop(database);
+    let target = path.to_str().unwrap();
+    let replace = ["restore", "--from", "back", "--to", target, "--replace"];
+    let mut kills = 0;
+    let mut states = std::collections::BTreeSet::new();
+    let calls = ["fsync", "linkat", "rename", "renameat2", "unlink", "write", "pwrite64"];
+    for call in calls {
+        for number in 1.. {
+            fs::remove_dir_all(sandbox.path("data")).unwrap();
+            fs::create_dir(sandbox.path("data")).unwrap();
+            for (file, bytes) in &old {
+                fs::write(file, bytes).unwrap();
+            }
+            let inject = format!("inject={call}:signal=KILL:when={number}");
+            let log = sandbox.path("tmp/trace");
+            let log = log.to_str().unwrap();
+            let strace =
+                ["-f", "-o", log, "-e", &format!("trace={call}"), "-e", &inject, "bk-dump"];
+            let ended = sandbox.run("strace", &[&strace[..], &replace].concat(), &document);
+            let (place, aside) = balances(&sandbox);
+            let step = format!("{call} {number}: {place:?} and {aside:?}");
+            let is_new =
+                fs::read(&path).is_ok_and(|bytes| old.iter().all(|(_, old)| *old != bytes));
+            for (side, _) in old.iter().filter(|(file, _)| *file != path) {
+                assert!(!is_new || !side.exists(), "{step}: {side:?} lies beside the new file");
+            }
+            assert!(place.is_none_or(|found| found == 0 || found == 3), "{step}");
+            assert!(place == Some(3) || aside == [3], "the old one is lost: {step}");
+            if ended.code == 0 {
+                assert_eq!((place, &aside[..]), (Some(0), &[3][..]), "{step}");
+                break;
+            }
+            assert_eq!(ended.code, 137, "{step}: {}", ended.stderr);
+            kills += 1;
+            states.insert((place, aside.len()));
+            sandbox.run("bk-dump", &replace, &document).expect(0);
+            let (place, aside) = balances(&sandbox);
+            assert_eq!(place, Some(0), "{step}");
+            assert!(aside.contains(&3), "{step}, then {aside:?}");
+            for file in files_below(&sandbox.path("data")) {
+                let name = file.to_str().unwrap();
+                assert!(!name.contains(".bk-tmp-"), "{step}: {name} is left");
+                let is_lone =
+                    name.strip_suffix("-wal").is_some_and(|main| !Path::new(main).exists());
+                assert!(!is_lone, "{step}: {name} is left without its database");
+            }
+        }
+    }
+    assert!(kills > 10, "only {kills} steps");
+    // Before, in between, and after.
+    let seen: Vec<_> = states.into_iter().collect();
+    assert_eq!(seen, [(None, 1), (Some(0), 1), (Some(3), 0)]);
+}
+
+#[test]
+fn memory_and_copy_stay_bounded_under_a_writer() {
+    let sandbox = Sandbox::new();
+    let path = bank(&sandbox, "wal", 1500);
+    Connection::open(&path)
+        .unwrap()
+        .execute_batch(
+            "CREATE TABLE many (id INTEGER PRIMARY KEY, a TEXT, b REAL);
+             WITH RECURSIVE n (i) AS (VALUES (0) UNION ALL SELECT i + 1 FROM n WHERE i < 300000)
+                 INSERT INTO many SELECT i, 'row ' || i, i / 3.0 FROM n;",
+        )
+        .unwrap();
+    let writer = Writer::start(&path, DEPOSITS);
+    let measured = "import resource, subprocess, sys
+code = subprocess.run(sys.argv[2:]).returncode
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_maxrss, used.ru_oublock, file=open(sys.argv[1], 'w'))
+sys.exit(code)";
+    let step = [&["python3", "-c", measured, "tmp/used"], DUMP].concat();
+    let document = all_ok(sandbox.pipe(&[NEW, &step, PUSH])).stdout;
+    drop(writer);
+    let used = fs::read_to_string(sandbox.path("tmp/used")).unwrap();
+    let used: Vec<u64> = used.split_whitespace().map(|figure| figure.parse().unwrap()).collect();
+    let record = record(&document);
+    let size = record["database_size"].as_u64().unwrap();
+    assert!(size > 150 << 20, "{size}");
+    assert_eq!(
+        size,
+        record["page_count"].as_u64().unwrap() * record["page_size"].as_u64().unwrap(),
+        "the copy is not of the state that the transaction saw"
+    );
+    assert!(used[0] < 100 << 10, "{} KiB of memory", used[0]);
+    // The copy and what it is compressed to, each written once: a copy that began again writes more.
+    assert!(used[1] * 512 < size * 5 / 2, "{} blocks for {size} bytes", used[1]);
+    assert_eq!(record["tables"][2]["rows"], 300_001);
 }

@@ -79,6 +79,7 @@ impl ShrinkArgs {
 }
 
 #[derive(Debug, clap::Args)]
+#[expect(clippy::doc_markdown, reason = "help texts: backticks would be printed")]
 struct SqliteArgs {
     /// The database file
     path: PathBuf,
@@ -92,6 +93,18 @@ struct SqliteArgs {
     /// Seconds to wait for a lock that another process holds
     #[arg(long, value_name = "SECONDS", default_value = "60")]
     busy_timeout: u32,
+    /// What to record of each table, for the restore to compare: none, count or full
+    ///
+    /// count is the number of rows; full adds a fingerprint over every value, which reads the copy
+    /// once more.
+    #[arg(long, value_name = "LEVEL", default_value = "full")]
+    fingerprint: sqlite::fingerprint::Level,
+    /// Query whose one value is the version of the schema
+    ///
+    /// Without it: user_version where it is not 0, else what the tables of known migration programs
+    /// say (Prisma, Knex, Alembic, Django, Flyway, Rails, Drizzle).
+    #[arg(long, value_name = "SQL")]
+    schema_version_query: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -149,6 +162,8 @@ fn run_sqlite(args: &SqliteArgs, console: &Console) -> anyhow::Result<Exit> {
     let options = sqlite::Options {
         path: args.path.clone(),
         busy_timeout: Duration::from_secs(args.busy_timeout.into()),
+        level: args.fingerprint,
+        version_query: args.schema_version_query.clone(),
     };
     let input = Patient::new(console.input(PIPE)?, &filter.cancel);
     filter::run(input, console.output(), &filter, console, |work| sqlite::begin(&options, work))

@@ -11,6 +11,7 @@ pub mod compress;
 pub mod filter;
 pub mod postgres;
 pub mod restore;
+pub mod schema_version;
 pub mod shrink;
 pub mod sqlite;
 pub mod stage;

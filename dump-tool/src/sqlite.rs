@@ -7,7 +7,12 @@
 //! mode of the database): where the folder cannot be written, a WAL database that nobody has open
 //! cannot be read.
 
+pub mod fingerprint;
+mod health;
+mod holders;
 pub mod restore;
+mod swap;
+mod version;
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
@@ -25,8 +30,10 @@ use bk_manifest::progress::Progress;
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use serde_json::{Map, Value, json};
+use zstd::zstd_safe::CParameter;
 
 use crate::filter::{Made, Work};
+use fingerprint::{Contents, Level};
 
 /// The `kind` of its components.
 pub const KIND: &str = "sqlite";
@@ -36,6 +43,8 @@ const STEP_BYTES: i64 = 8 << 20;
 const BUSY_TICK: Duration = Duration::from_millis(100);
 /// zstd level of the staged file.
 const LEVEL: i32 = 3;
+/// What one thread compresses at a time: memory is some of these for each.
+const JOB_BYTES: u32 = 2 << 20;
 /// What SQLite puts beside a database.
 const SIDE_FILES: [&str; 3] = ["-wal", "-shm", "-journal"];
 
@@ -46,12 +55,17 @@ pub struct Options {
     pub path: PathBuf,
     /// How long to wait for a lock that another process holds.
     pub busy_timeout: Duration,
+    /// How much of each table is recorded.
+    pub level: Level,
+    /// What to ask for the schema's version; without it, what is known of migration programs.
+    pub version_query: Option<String>,
 }
 
 /// Opens a read transaction, and returns what copies the state that it sees.
 ///
 /// # Errors
-/// [`Exit::NotFound`] for a missing file; [`Exit::Failed`] for one that is locked or no database.
+/// [`Exit::NotFound`] for a missing file; [`Exit::Failed`] for one that is locked or no database;
+/// [`Exit::Usage`] if the query for the version fails.
 pub fn begin(
     options: &Options,
     work: &Work<'_>,
@@ -87,16 +101,27 @@ pub fn begin(
     patience.with(&path, || {
         source.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get::<_, i64>(0))
     })?;
+    let user_version =
+        source.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(explain)?;
+    let query = options.version_query.as_deref();
+    let version =
+        health::stoppable(&source, work.cancel, || version::ask(&source, user_version, query))??;
     let mut facts = facts(&source).map_err(explain)?;
+    facts.insert("schema_version".into(), json!(version.as_ref().map(|told| &told.version)));
+    facts.insert("schema_version_from".into(), json!(version.as_ref().map(|told| told.told_by)));
     facts.insert("file_mode".into(), format!("{:04o}", metadata.mode() & 0o7777).into());
     facts.insert("file_owner".into(), format!("{}:{}", metadata.uid(), metadata.gid()).into());
     let name = path.file_name().context("the database has no file name")?.as_bytes();
     facts.insert("file_name".into(), shown(name).into());
     let name = format!("{}.zst", file_stem(name)).into_bytes();
-    let busy_timeout = options.busy_timeout;
+    let (busy_timeout, level) = (options.busy_timeout, options.level);
     Ok(move |work: &Work<'_>| {
         let copy = work.staging.scratch();
-        copy_database(&path, source, &copy, busy_timeout, work)?;
+        let database = copy_database(&path, source, &copy, busy_timeout, work)?;
+        health::stoppable(&database, work.cancel, || {
+            examine(&path, &database, level, &mut facts, work)
+        })??;
+        database.close().map_err(|(_, error)| unwritable(&error, &copy))?;
         compress(&path, &copy, &name, facts, work)
     })
 }
@@ -205,17 +230,32 @@ fn explained(error: &rusqlite::Error, path: &Path) -> anyhow::Error {
     }
 }
 
-/// Copies what the source's transaction sees into a file by itself, and checks that.
+fn unwritable(error: &rusqlite::Error, copy: &Path) -> anyhow::Error {
+    fail(Exit::Failed, format!("cannot write the copy '{}': {error}", copy.display()))
+}
+
+/// What SQLite says, without the statement that it says it of.
+fn words(error: &rusqlite::Error) -> String {
+    match error {
+        rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
+        error => error.to_string(),
+    }
+}
+
+/// A name as SQL takes it.
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Copies what the source's transaction sees into a file by itself.
 fn copy_database(
     path: &Path,
     source: Connection,
     copy: &Path,
     busy_timeout: Duration,
     work: &Work<'_>,
-) -> anyhow::Result<()> {
-    let written = |error: rusqlite::Error| {
-        fail(Exit::Failed, format!("cannot write the copy '{}': {error}", copy.display()))
-    };
+) -> anyhow::Result<Connection> {
+    let written = |error: rusqlite::Error| unwritable(&error, copy);
     fs::OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -260,36 +300,36 @@ fn copy_database(
     drop(source);
     // The copy is to be one file: a WAL database would be opened with files beside it.
     target.pragma_update(None, "journal_mode", "DELETE").map_err(written)?;
-    work.progress.begin(&format!("checking the copy of '{}'", path.display()), None);
-    if let Some(fault) = fault(&target, work.progress) {
+    Ok(target)
+}
+
+/// Checks the copy, and records what it holds.
+fn examine(
+    path: &Path,
+    copy: &Connection,
+    level: Level,
+    facts: &mut Map<String, Value>,
+    work: &Work<'_>,
+) -> anyhow::Result<()> {
+    let Work { cancel, progress, .. } = *work;
+    progress.begin(&format!("checking the copy of '{}'", path.display()), None);
+    if let Some(fault) = health::fault(copy, progress) {
         let message = format!("the database '{}' is corrupt: {fault}", path.display());
         return Err(Failure::new(Exit::Failed, message)
             .hint("older backups may hold it whole; see also sqlite3's .recover")
             .into());
     }
-    work.progress.end();
-    target.close().map_err(|(_, error)| written(error))
-}
-
-/// What `integrity_check` finds wrong, in one line.
-fn fault(database: &Connection, progress: &dyn Progress) -> Option<String> {
-    let check = |pragma: &str| -> rusqlite::Result<Vec<String>> {
-        let mut statement = database.prepare(pragma)?;
-        statement.query_map([], |row| row.get(0))?.collect()
+    let told = |error: anyhow::Error| match error.downcast::<rusqlite::Error>() {
+        Ok(error) => explained(&error, path),
+        Err(error) => error,
     };
-    let mut found = check("PRAGMA integrity_check(3)");
-    if let Err(error) = &found
-        && error.to_string().contains("no such")
-    {
-        // A collation or function of the application's own: indexes cannot be compared here.
-        progress.warn(&format!("only the structure of the copy could be checked: {error}"));
-        found = check("PRAGMA quick_check(3)");
-    }
-    match found {
-        Ok(lines) if lines == ["ok"] => None,
-        Ok(lines) => Some(lines.join("; ").replace('\n', " ")),
-        Err(error) => Some(error.to_string()),
-    }
+    let violations = health::foreign_key_violations(copy, cancel, progress).map_err(told)?;
+    progress.end();
+    facts.insert("foreign_key_violations".into(), json!(violations));
+    progress.begin(&format!("reading the tables of '{}'", path.display()), None);
+    let contents = Contents::of(copy, level, cancel, progress).map_err(told)?;
+    progress.end();
+    contents.record(facts).context("cannot record the tables")
 }
 
 fn compress(
@@ -313,6 +353,7 @@ fn compress(
     if size > 8 << 20 {
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
         encoder.multithread(u32::try_from(threads).unwrap_or(1)).with_context(context)?;
+        encoder.set_parameter(CParameter::JobSize(JOB_BYTES)).with_context(context)?;
     }
     copy_bytes(&mut plain, &mut encoder, work.cancel, work.progress).with_context(context)?;
     let file = encoder.finish().with_context(context)?;
@@ -325,8 +366,7 @@ fn compress(
     facts.insert("format".into(), "sqlite.zst".into());
     facts.insert("database_size".into(), json!(size));
     facts.insert("size".into(), json!(staged.size));
-    let version = facts.get("user_version").map(ToString::to_string);
-    let database = json!({"type": KIND, "schema_version": version});
+    let database = json!({"type": KIND, "schema_version": facts.get("schema_version")});
     Ok(Made {
         staged: vec![staged],
         kind: KIND,

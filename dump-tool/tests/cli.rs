@@ -20,6 +20,7 @@ use bk_manifest::manifest::{Application, Backup, Component, EndRun, Header, Run,
 use bk_manifest::path::RelPath;
 use bk_manifest::stream::{Format, Reader, Writer};
 use rusqlite::Connection;
+use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 /// A folder with a stage, and the tool to run in it.
@@ -311,6 +312,184 @@ fn what_is_no_sound_database_is_refused() {
     assert!(bench.staged_files().is_empty());
 }
 
+/// The record of the one component of a document.
+fn facts(document: &[u8]) -> Map<String, Value> {
+    let (_, trailer) = Reader::new(document).unwrap().end().unwrap();
+    trailer.components().unwrap().remove(0).extra
+}
+
+/// The document with another record of its one component, and its sums made right again.
+fn with_facts(document: &[u8], change: impl FnOnce(&mut Map<String, Value>)) -> Vec<u8> {
+    let mut reader = Reader::new(document).unwrap();
+    let mut writer = Writer::new(Vec::new(), Format::Json, reader.header().clone()).unwrap();
+    while let Some(entry) = reader.next_entry().unwrap() {
+        writer.entry(&entry).unwrap();
+    }
+    let (_, mut trailer) = reader.end().unwrap();
+    let mut components = trailer.components().unwrap();
+    change(&mut components[0].extra);
+    trailer.set_components(&components);
+    writer.end(trailer).unwrap().0
+}
+
+/// A small database made by these statements.
+fn database(bench: &Bench, statements: &str) {
+    let database = Connection::open(bench.path("app.db")).unwrap();
+    database.execute_batch("PRAGMA foreign_keys = OFF").unwrap();
+    database.execute_batch(statements).unwrap();
+}
+
+const DUMP: &[&str] = &["sqlite", "app.db"];
+const RESTORE: &[&str] = &["restore", "--from", "fetched", "--to", "new.db"];
+
+#[test]
+fn what_the_tables_hold_is_recorded_as_asked() {
+    let bench = Bench::new();
+    database(&bench, "CREATE TABLE b (x); CREATE TABLE a (x); INSERT INTO a VALUES (1), (2);");
+    let full = facts(&bench.works(DUMP, &begun()));
+    assert_eq!(full["fingerprints"], json!({"level": "full", "method": "sha256-sum-1"}));
+    assert_eq!(full["tables"][0]["fingerprint"].as_str().unwrap().len(), 64);
+    assert_eq!(full["tables"][1]["fingerprint"], json!("0".repeat(64)));
+    assert_eq!(full["foreign_key_violations"], 0);
+    let bench = Bench::new();
+    database(&bench, "CREATE TABLE b (x); CREATE TABLE a (x); INSERT INTO a VALUES (1), (2);");
+    let count = facts(&bench.works(&[DUMP, &["--fingerprint", "count"]].concat(), &begun()));
+    assert_eq!(count["fingerprints"], json!({"level": "count"}));
+    assert_eq!(count["tables"], json!([{"name": "a", "rows": 2}, {"name": "b", "rows": 0}]));
+    assert_eq!(bench.run(&[DUMP, &["--fingerprint", "some"]].concat(), &begun()).code, 2);
+    let none = bench.works(&[DUMP, &["--fingerprint", "none"]].concat(), &begun());
+    assert_eq!(facts(&none)["fingerprints"], json!({"level": "none"}));
+    assert!(!facts(&none).contains_key("tables"));
+    bench.fetch(&none);
+    bench.works(RESTORE, &none);
+}
+
+#[test]
+fn a_database_that_is_not_what_was_recorded_is_not_put_in_place() {
+    let bench = Bench::new();
+    database(
+        &bench,
+        "CREATE TABLE a (x); INSERT INTO a VALUES (1), (2);
+         CREATE TABLE b (x); INSERT INTO b VALUES (1), (2);",
+    );
+    let document = bench.works(DUMP, &begun());
+    bench.fetch(&document);
+    write(&bench.path("new.db"), b"old");
+    write(&bench.path("new.db-wal"), b"old wal");
+    let replace = [RESTORE, &["--replace"]].concat();
+    let names = || {
+        let entries = fs::read_dir(bench.folder.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    for (place, value, says) in [
+        ("/tables/0/rows", json!(3), "the table 'a' has 2 rows instead of 3"),
+        ("/tables/1/fingerprint", json!("0"), "the rows of the table 'b' differ"),
+        ("/tables/0/name", json!("c"), "the table 'c' is missing, the table 'a' is new"),
+        ("/foreign_key_violations", json!(4), "violations of foreign keys: 0 instead of 4"),
+    ] {
+        let other = with_facts(&document, |facts| {
+            let mut all = Value::Object(std::mem::take(facts));
+            *all.pointer_mut(place).unwrap() = value;
+            *facts = all.as_object().unwrap().clone();
+        });
+        bench.fails(&replace, &other, 20, says);
+        assert_eq!(names(), before);
+        assert_eq!(fs::read(bench.path("new.db")).unwrap(), b"old");
+        assert_eq!(fs::read(bench.path("new.db-wal")).unwrap(), b"old wal");
+    }
+    let senseless = with_facts(&document, |facts| {
+        facts.insert("tables".into(), json!(7));
+    });
+    bench.fails(&replace, &senseless, 21, "the record of the tables makes no sense");
+    // As an older version recorded it.
+    let older = with_facts(&document, |facts| {
+        for name in ["fingerprints", "tables", "foreign_key_violations", "schema_version"] {
+            facts.remove(name).unwrap();
+        }
+    });
+    bench.works(&replace, &older);
+    bench.works(&replace, &document);
+}
+
+#[test]
+fn rows_that_refer_to_nothing_are_told_and_come_back() {
+    let bench = Bench::new();
+    database(
+        &bench,
+        "CREATE TABLE owner (id INTEGER PRIMARY KEY);
+         CREATE TABLE photo (owner REFERENCES owner (id)); INSERT INTO photo VALUES (1), (2);",
+    );
+    let outcome = bench.run(DUMP, &begun());
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    let says = "foreign keys: 2 rows refer to rows that are not there, in 'photo'";
+    assert_eq!(outcome.stderr, format!("bk-dump: warning: {says}\n"));
+    assert_eq!(facts(&outcome.stdout)["foreign_key_violations"], 2);
+    bench.fetch(&outcome.stdout);
+    bench.works(RESTORE, &outcome.stdout);
+}
+
+#[test]
+fn the_schema_version_is_found_or_asked_for() {
+    let bench = Bench::new();
+    database(&bench, "CREATE TABLE settings (name, value)");
+    let version = |more: &[&str]| {
+        let document = bench.works(&[DUMP, more].concat(), &begun());
+        let (_, trailer) = Reader::new(&document[..]).unwrap().end().unwrap();
+        let version = trailer.members.get("database").unwrap()["schema_version"].clone();
+        assert_eq!(facts(&document)["schema_version"], version);
+        (version, facts(&document)["schema_version_from"].clone())
+    };
+    assert_eq!(version(&[]), (json!(null), json!(null)));
+    database(
+        &bench,
+        "CREATE TABLE alembic_version (version_num); INSERT INTO alembic_version VALUES ('a1b2');",
+    );
+    assert_eq!(version(&[]), (json!("a1b2"), json!("Alembic")));
+    database(&bench, "PRAGMA user_version = 3; INSERT INTO settings VALUES ('schema', 17)");
+    assert_eq!(version(&[]), (json!("3"), json!("user_version")));
+    let query = "SELECT value FROM settings WHERE name = 'schema'";
+    assert_eq!(version(&["--schema-version-query", query]), (json!("17"), json!("query")));
+    for (query, says) in [
+        ("SELECT v FROM config", "no such table: config"),
+        ("UPDATE settings SET value = 1 RETURNING 1", "readonly"),
+    ] {
+        let args = [DUMP, &["--schema-version-query", query]].concat();
+        bench.fails(&args, &begun(), 2, says);
+    }
+}
+
+#[test]
+fn what_only_the_application_can_read_is_recorded_by_name() {
+    let bench = Bench::new();
+    // A collation of its own, and a virtual table of an extension of its own.
+    let script = "import sqlite3
+database = sqlite3.connect('app.db', isolation_level=None)
+database.create_collation('own', lambda a, b: (a > b) - (a < b))
+for statement in '''CREATE TABLE plain (a); INSERT INTO plain VALUES (1);
+    CREATE TABLE words (w TEXT COLLATE own PRIMARY KEY) WITHOUT ROWID;
+    INSERT INTO words VALUES ('x'), ('y');
+    PRAGMA writable_schema = ON;
+    INSERT INTO sqlite_schema VALUES ('table', 'geo', 'geo', 0,
+        'CREATE VIRTUAL TABLE geo USING no_such_module (x)')'''.split(';'):
+    database.execute(statement)";
+    let status =
+        Command::new("python3").args(["-c", script]).current_dir(bench.folder.path()).status();
+    assert!(status.unwrap().success());
+    let outcome = bench.run(DUMP, &begun());
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    let says = "the rows of the table 'words' cannot be counted: SQLite cannot read it";
+    assert!(outcome.stderr.contains(says), "{}", outcome.stderr);
+    let tables = &facts(&outcome.stdout)["tables"];
+    assert_eq!(tables[0], json!({"name": "geo", "not_judged": "a virtual table"}));
+    assert_eq!(tables[1]["rows"], 1);
+    assert_eq!((&tables[2]["name"], &tables[2]["rows"]), (&json!("words"), &json!(null)));
+    bench.fetch(&outcome.stdout);
+    assert_eq!(bench.run(RESTORE, &outcome.stdout).code, 0);
+}
+
 #[test]
 fn a_database_may_have_any_name_and_be_named_by_a_link() {
     let odd = std::ffi::OsStr::from_bytes;
@@ -597,7 +776,7 @@ fn hostile(bench: &Bench, members: &[(&str, tar::EntryType, &str)]) -> Vec<u8> {
         name: "config".into(),
         kind: "archive".into(),
         status: Status::Complete,
-        extra: serde_json::Map::new(),
+        extra: Map::new(),
     }]);
     trailer.set_run(&EndRun::default());
     writer.end(trailer).unwrap().0

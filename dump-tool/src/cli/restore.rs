@@ -32,6 +32,12 @@ pub(super) struct RestoreArgs {
     /// Put aside what is there: a database as NAME.before-TIME, files in .bk-replaced-TIME/
     #[arg(long)]
     replace: bool,
+    /// For SQLite: replace a database that a process still has open
+    ///
+    /// Without it that is refused. Such a process goes on with the old file, under its new name;
+    /// what it writes there is not in the restored one.
+    #[arg(long, requires = "replace", requires = "to")]
+    even_if_open: bool,
     #[command(flatten)]
     connection: ConnectionArgs,
     /// For PostgreSQL: everything belongs to the role that restores
@@ -48,7 +54,8 @@ pub(super) fn run(args: &RestoreArgs, console: &Console) -> anyhow::Result<Exit>
     let replaces = args.replace;
     let server;
     let target = if let Some(path) = &args.to {
-        restore::Target::Sqlite(sqlite::restore::Target { path: path.clone(), replaces, now })
+        let (path, even_if_open) = (path.clone(), args.even_if_open);
+        restore::Target::Sqlite(sqlite::restore::Target { path, replaces, even_if_open, now })
     } else if let Some(folder) = &args.into {
         restore::Target::Folder(unpack::Target { folder, replaces, now })
     } else if let Some(asked) = postgres_target(&args.connection, &request)? {
