@@ -55,6 +55,17 @@ fn objects_are_on_the_disk_before_their_names_and_the_manifest_is_last() {
             .any(|call| call.contains("fsync(") && call.contains(&format!("<{folder}>")));
         assert!(*number == manifest || must_be_before, "{name} was not safe at the commit");
     }
+    // So are the names of the folders that are new, up to the destination.
+    for folder in std::path::Path::new(&name).ancestors().skip(1) {
+        let folder = folder.to_str().unwrap();
+        let is_synced = calls[..manifest]
+            .iter()
+            .any(|call| call.contains("fsync(") && call.contains(&format!("<{folder}>")));
+        assert!(is_synced, "{folder} was not safe at the commit");
+        if folder.ends_with("/dest") {
+            break;
+        }
+    }
 }
 
 #[test]

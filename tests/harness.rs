@@ -103,9 +103,7 @@ impl Sandbox {
     pub fn lend_tools(&self) {
         fs::create_dir(self.path("bin")).unwrap();
         for tool in ["bk-manifest", "bk-dump", "bk-push", "bk-prune", "bk-verify"] {
-            let lent = self.path("bin").join(tool);
-            fs::copy(bin_dir().join(tool), &lent).unwrap();
-            fs::set_permissions(lent, fs::Permissions::from_mode(0o755)).unwrap();
+            copy_program(&bin_dir().join(tool), &self.path("bin").join(tool));
         }
         fs::set_permissions(self.path("bin"), fs::Permissions::from_mode(0o755)).unwrap();
     }
@@ -300,6 +298,12 @@ impl Sandbox {
         set_mtime(&src.join("small/f5"), 4_000_000_000, 999_999_999);
         set_mtime(&src.join("empty dir"), 1_000_000_000, 0);
     }
+}
+
+/// Copies a program. Not by ourselves: a child of another test could hold the copy open for writing, and
+/// it could not be run.
+pub fn copy_program(from: &Path, to: &Path) {
+    run(std::process::Command::new("install").args(["-m", "755"]).arg(from).arg(to), b"").expect(0);
 }
 
 /// Runs a command with this standard input.

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use crate::harness::{Sandbox, assert_same_tree, run, snapshot};
+use crate::harness::{Sandbox, assert_same_tree, noise, run, snapshot};
 
 #[test]
 fn a_nasty_tree_comes_back_the_same() {
@@ -455,4 +455,32 @@ fn a_target_in_a_destination_is_refused() {
     let document = sandbox.back_up();
     let fetch = ["fetch", "--from", "dest", "--target", "dest/deep/below"];
     sandbox.run("bk-push", &fetch, &document).expect(2);
+}
+
+/// The same document, stored in two places: in each the content of a file may lie elsewhere.
+#[test]
+fn the_parent_of_another_destination_is_not_believed() {
+    let sandbox = Sandbox::new();
+    sandbox.init("other", "24h");
+    sandbox.write("a", noise(1, 3000));
+    sandbox.write("b", noise(2, 3000));
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    let new = &["bk-manifest", "new", "--app", "app"][..];
+    let add = &["bk-manifest", "add", "--root", "src"][..];
+    let document = sandbox.pipe(&[new, add]).pop().unwrap().stdout;
+    sandbox.run("bk-push", &["--to", "dest"], &document).ok();
+    // By the time of the second push two files have changed places, under the same sizes and times.
+    let swap = "touch -r a t; mv a c; mv b a; mv c b; touch -r t a b; rm t";
+    sandbox.run("sh", &["-c", &format!("cd src && {swap}")], b"").ok();
+    let other = sandbox.run("bk-push", &["--to", "other"], &document);
+    assert!([0, 3].contains(&other.code), "{}", other.stderr);
+    let parent = sandbox.run("bk-push", &["manifest", "latest", "--from", "dest"], b"").ok();
+    fs::write(sandbox.path("parent.json"), &parent.stdout).unwrap();
+    sandbox.run("sh", &["-c", &format!("cd src && {swap}")], b"").ok();
+    let new = [new, &["--parent", "parent.json"]].concat();
+    let push = ["bk-push", "--to", "other"];
+    let ended = sandbox.pipe(&[&new, add, &push]).pop().unwrap();
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let verify = ["--from", "other", "--level", "content"];
+    sandbox.run("bk-verify", &verify, &ended.stdout).ok();
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
-use crate::harness::{Ended, Random, Sandbox, bin_dir, files_below, is_sealed};
+use crate::harness::{Ended, Random, Sandbox, bin_dir, copy_program, files_below, is_sealed};
 
 const NEW: &[&str] = &["bk-manifest", "new", "--app", "app"];
 const DUMP: &[&str] = &["bk-dump", "sqlite", "data/app.db"];
@@ -278,7 +278,7 @@ fn dump_as_reader(sandbox: &Sandbox) -> (Ended, Ended) {
     fs::set_permissions(&data, fs::Permissions::from_mode(0o555)).unwrap();
     // Where the tools were built may be closed to others.
     let tool = sandbox.path("bk-dump");
-    fs::copy(bin_dir().join("bk-dump"), &tool).unwrap();
+    copy_program(&bin_dir().join("bk-dump"), &tool);
     step.push(tool.to_str().unwrap());
     step.extend(&DUMP[1..]);
     let mut ended = sandbox.pipe(&[NEW, &step, PUSH]);

@@ -79,7 +79,7 @@ impl Owner {
     pub fn this() -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
         Owner {
-            group: rustix::process::getpgrp().as_raw_nonzero().get(),
+            group: own_group(),
             boot: read("/proc/sys/kernel/random/boot_id"),
             namespace: fs::read_link("/proc/self/ns/pid")
                 .map(|link| link.to_string_lossy().into_owned())
@@ -104,6 +104,14 @@ impl Owner {
             _ => Life::Perhaps,
         }
     }
+}
+
+/// The number of our process group; 0 if it began outside of our namespace, where it has none.
+fn own_group() -> i32 {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name of the program stands in brackets, and may hold anything.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    fields.split_whitespace().nth(2).and_then(|group| group.parse().ok()).unwrap_or(0)
 }
 
 impl Stage {
@@ -491,6 +499,11 @@ mod tests {
     fn later(hours: u64) -> Time {
         let (seconds, _) = Time::now().unix();
         Time::from_unix(seconds + i64::try_from(hours * 3600).unwrap(), 0)
+    }
+
+    #[test]
+    fn our_group_is_what_the_system_says() {
+        assert_eq!(own_group(), rustix::process::getpgrp().as_raw_nonzero().get());
     }
 
     #[test]

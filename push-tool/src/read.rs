@@ -19,6 +19,8 @@ const ORDER_BUDGET: usize = 16 << 20;
 const BATCH_BYTES: u64 = 8 << 20;
 /// Groups of files decoded together.
 const BATCH_GROUPS: usize = 64;
+/// Files decoded together: any number of equal ones can lie in the same bytes.
+const BATCH_ENTRIES: usize = 16 << 10;
 /// What one group counts for at most in a batch, in bytes: longer ones are decoded as a stream.
 const STREAMED_LENGTH: u64 = 4 << 20;
 /// Most that is decoded in memory for the files that share their frames, in bytes.
@@ -63,6 +65,36 @@ struct Group {
     entries: Vec<Entry>,
 }
 
+/// Groups that are decoded together.
+#[derive(Default)]
+struct Batch {
+    groups: Vec<Group>,
+    bytes: u64,
+    entries: usize,
+}
+
+impl Batch {
+    /// The last group, if an entry that lies in these bytes may still join it.
+    fn same_place(&mut self, object: &str, range: Option<(u64, u64)>) -> Option<&mut Group> {
+        let has_room = range.is_some() && self.entries < BATCH_ENTRIES;
+        self.groups
+            .last_mut()
+            .filter(|group| has_room && group.range == range && group.object == object)
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes >= BATCH_BYTES
+            || self.groups.len() >= BATCH_GROUPS
+            || self.entries >= BATCH_ENTRIES
+    }
+
+    fn push(&mut self, group: Group) {
+        self.bytes += group.range.map_or(0, |(_, length)| length.min(STREAMED_LENGTH));
+        self.entries += group.entries.len();
+        self.groups.push(group);
+    }
+}
+
 impl Plan {
     /// Plans to read an entry's content. `place` is where [`Entries`] holds it.
     ///
@@ -92,27 +124,22 @@ impl Plan {
         entries: &Entries,
         receive: &R,
     ) -> anyhow::Result<()> {
-        let mut batch: Vec<Group> = Vec::new();
-        let mut batch_bytes = 0;
+        let mut batch = Batch::default();
         for record in self.order.finish()? {
             bk_manifest::signal::check()?;
             let (object, range, place) = parse(&record?)?;
             let entry = entries.at(place)?;
-            let is_same = batch.last().is_some_and(|group| {
-                range.is_some() && group.range == range && group.object == object
-            });
-            if is_same && let Some(group) = batch.last_mut() {
+            if let Some(group) = batch.same_place(&object, range) {
                 group.entries.push(entry);
+                batch.entries += 1;
                 continue;
             }
-            if batch_bytes >= BATCH_BYTES || batch.len() >= BATCH_GROUPS {
-                read_batch(destination, std::mem::take(&mut batch), receive)?;
-                batch_bytes = 0;
+            if batch.is_full() {
+                read_batch(destination, std::mem::take(&mut batch).groups, receive)?;
             }
-            batch_bytes += range.map_or(0, |(_, length)| length.min(STREAMED_LENGTH));
             batch.push(Group { object, range, entries: vec![entry] });
         }
-        read_batch(destination, batch, receive)
+        read_batch(destination, batch.groups, receive)
     }
 }
 

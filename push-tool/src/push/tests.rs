@@ -131,8 +131,10 @@ fn an_object_that_vanishes_before_the_commit_is_stored_again() {
 fn an_object_that_prune_has_marked_is_stored_again() {
     let tree = Tree::new(b"content");
     let memory = memory();
-    tree.push("b0", &memory).unwrap();
-    // A dead push's volume would be taken over, were it not marked.
+    // The volume of a dead push would be taken over, were it not marked.
+    memory.die_after(Some(4));
+    tree.push("b0", &memory).unwrap_err();
+    memory.die_after(None);
     let volume = "2026/05/01/b0/files/000001.tar.zst";
     let mark = Mark { objects: vec![volume.into()], ..Mark::default() };
     memory.store(".bk/marks/20260501T000000Z-00000000.json", &serde_json::to_vec(&mark).unwrap());
