@@ -24,6 +24,7 @@ prepare() {
   need cc gcc 'the linker; parts of SQLite and zstd are C'
   need /usr/include/stdlib.h libc6-dev 'what gcc links against'
   need "${server[0]}" postgresql 'a server of the tests'\'' own, and pg_dump'
+  need /usr/sbin/pgbouncer pgbouncer 'a pooler, which a dump must notice'
   need sqlite3 sqlite3 'makes and reads databases'
   need jq jq 'reads manifests as a person would'
   need zstd zstd 'unpacks backups where bk is not there'

@@ -9,6 +9,7 @@ mod help;
 mod interrupt;
 mod pipeline;
 mod postgres;
+mod postgres_contents;
 mod postgres_formats;
 mod server;
 mod source_changes;

@@ -1,21 +1,25 @@
 //! PostgreSQL: a dump of one snapshot, and a database made of it again.
 
 pub mod connection;
+pub mod contents;
 pub mod directory;
 mod dump;
+mod facts;
 pub mod format;
+mod pooler;
 pub mod read;
 pub mod restore;
+mod schema_version;
 pub mod session;
 pub mod toc;
 
 use std::time::Duration;
 
-use anyhow::Context;
 use bk_manifest::exit::{Exit, Failure};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use self::connection::Server;
+use self::contents::{Excluded, Level};
 use self::format::{Form, Format};
 use self::session::Session;
 use crate::compress::Compression;
@@ -45,6 +49,10 @@ pub struct Options {
     pub exclude_table: Vec<String>,
     /// Tables whose rows are left out.
     pub exclude_table_data: Vec<String>,
+    /// How closely what the database holds is recorded.
+    pub level: Level,
+    /// Gives the version of the application's schema; none: known migration programs are asked.
+    pub schema_version_query: Option<String>,
 }
 
 /// The session that holds the snapshot, and what is known of the database.
@@ -56,6 +64,8 @@ struct Held {
     /// Bytes of the database on the server.
     size: u64,
     form: Form,
+    /// What of the database is not dumped.
+    excluded: Excluded,
 }
 
 /// Takes a snapshot of the database, and returns what dumps it.
@@ -70,8 +80,9 @@ pub fn begin<'a>(
     let client = client_version(server, "pg_dump")?;
     client_version(server, "pg_restore")?;
     let form = Form::new(options.format, options.compression, major(&client), server.is_inside())?;
+    pooler::refuse(server, work.cancel)?;
     let mut session = Session::open(server, work.cancel)?;
-    let (mut facts, size) = facts(&mut session)?;
+    let (mut facts, size) = facts::take(&mut session)?;
     let text = |name: &str| facts.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (database, server_version) = (text("database"), text("server_version"));
     if major(&client) < major(&server_version) {
@@ -88,38 +99,13 @@ pub fn begin<'a>(
     work.staging.require(size, &format!("a dump of '{database}'"), work.progress)?;
     session.query("BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
     let snapshot = session.value("SELECT pg_catalog.pg_export_snapshot()")?;
-    let held = Held { session, snapshot, facts, size, form };
+    let query = options.schema_version_query.as_deref();
+    let schema_version = schema_version::ask(&mut session, query, work.progress)?;
+    facts.insert("schema_version".into(), schema_version.into());
+    let excluded =
+        Excluded::find(&mut session, &options.exclude_table, &options.exclude_table_data)?;
+    let held = Held { session, snapshot, facts, size, form, excluded };
     Ok(move |work: &Work<'_>| dump::dump(server, options, held, work))
-}
-
-/// What the component's record says of the database, and its size in bytes.
-fn facts(session: &mut Session) -> anyhow::Result<(Map<String, Value>, u64)> {
-    let rows = session.rows(
-        "SELECT current_database() AS database, split_part(current_setting('server_version'), ' ', 1) AS version, \
-         pg_catalog.pg_encoding_to_char(d.encoding) AS encoding_name, \
-         pg_catalog.pg_database_size(d.oid)::text AS size, d.* \
-         FROM pg_catalog.pg_database d WHERE datname = current_database()",
-    )?;
-    let row = rows.into_iter().next().context("the server does not know its own database")?;
-    let text = |name: &str| row.get(name).and_then(Value::as_str).map(str::to_owned);
-    let size = text("size").and_then(|size| size.parse().ok()).unwrap_or(0);
-    let mut facts = Map::new();
-    facts.insert("database_size".into(), json!(size));
-    // Of the locale's columns each version of PostgreSQL has others.
-    for (fact, columns) in [
-        ("database", &["database"][..]),
-        ("server_version", &["version"]),
-        ("encoding", &["encoding_name"]),
-        ("collate", &["datcollate"]),
-        ("ctype", &["datctype"]),
-        ("locale_provider", &["datlocprovider"]),
-        ("locale", &["datlocale", "daticulocale"]),
-    ] {
-        if let Some(value) = columns.iter().find_map(|column| text(column)) {
-            facts.insert(fact.into(), value.into());
-        }
-    }
-    Ok((facts, size))
 }
 
 /// The version of one of the programs, such as `15.18`.

@@ -12,6 +12,7 @@ use crate::compress::Compression;
 use crate::filter::{self, Patient};
 use crate::postgres;
 use crate::postgres::connection::Server;
+use crate::postgres::contents::Level;
 use crate::postgres::format::Format;
 
 #[derive(Debug, clap::Args)]
@@ -52,6 +53,12 @@ pub(super) struct PostgresArgs {
     /// Leave out the rows of tables that match (can be repeated)
     #[arg(long, value_name = "PATTERN")]
     exclude_table_data: Vec<String>,
+    /// How a restore can be compared: none, count (rows) or full (rows and their fingerprints)
+    #[arg(long, value_name = "LEVEL", default_value = "full")]
+    fingerprint: Level,
+    /// Query for the version of the application's schema [default: known migration programs]
+    #[arg(long, value_name = "SQL")]
+    schema_version_query: Option<String>,
 }
 
 /// As many as there are cores, but few enough to leave the server to its application.
@@ -78,6 +85,8 @@ pub(super) fn run(args: &PostgresArgs, console: &Console) -> anyhow::Result<Exit
         no_owner: args.no_owner,
         no_acl: args.no_acl,
         exclude_table_data: args.exclude_table_data.clone(),
+        level: args.fingerprint,
+        schema_version_query: args.schema_version_query.clone(),
     };
     let input = Patient::new(console.input(PIPE)?, &filter.cancel);
     let server = Server::new(&request)?;

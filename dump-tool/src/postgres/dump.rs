@@ -10,6 +10,7 @@ use bk_manifest::progress::Progress;
 use serde_json::{Value, json};
 
 use super::connection::{self, Server};
+use super::contents::{self, Contents, Excluded, Level};
 use super::format::{Form, Format};
 use super::session::{Session, literal};
 use super::{Held, KIND, Options, directory, read};
@@ -34,34 +35,101 @@ pub(super) fn dump(
     held: Held,
     work: &Work<'_>,
 ) -> anyhow::Result<Made> {
-    let Held { session, snapshot, facts, size, form } = held;
+    let Held { mut session, snapshot, mut facts, size, form, excluded } = held;
     let database = facts.get("database").and_then(Value::as_str).unwrap_or_default().to_owned();
     let mut server = server.in_database(&database);
     let tag = server.is_inside().then(|| format!("bk-dump {snapshot}"));
     if let Some(tag) = &tag {
         server = server.with("PGAPPNAME", tag);
+        session.query(&format!("SET application_name = {}", literal(tag)))?;
     }
     let command = pg_dump(&server, options, &snapshot)?.cancelled_by(work.cancel);
     work.progress.begin(&format!("dumping '{database}'"), Some(size));
     let output = Output { server: &server, form, options, work };
-    let written = output.write(command, file_stem(&database));
+    let reading = Reading { session: &mut session, level: options.level, excluded: &excluded };
+    let (written, contents) = reading.beside(work, || output.write(command, file_stem(&database)));
     if let (Err(_), Some(tag)) = (&written, &tag) {
         // The error that is told is the first one.
         let _ = end_session(&server, tag);
     }
+    let staged = written.with_context(|| format!("dumping '{database}'"))?;
+    let mut contents = contents?;
+    contents.settle(&mut session)?;
     // The server cannot clean up behind a snapshot: it is held no longer than needed.
     drop(session);
-    let staged = written.with_context(|| format!("dumping '{database}'"))?;
+    for (what, why) in contents.unread() {
+        work.progress.warn(&format!("a restore cannot be compared with {what}: {why}"));
+    }
     let size = staged.iter().map(|staged| staged.size).sum();
     work.progress.begin("checking the dump", Some(size));
     output.check(&staged).map_err(|error| {
         fail(Exit::Failed, format!("the dump of '{database}' cannot be read again: {error:#}"))
     })?;
     work.progress.end();
-    let mut facts = facts;
     facts.insert("size".into(), json!(size));
-    let database = json!({"type": KIND, "schema_version": null});
+    contents.record(&mut facts);
+    let database = json!({"type": KIND, "schema_version": facts.get("schema_version")});
     Ok(Made { staged, kind: KIND, facts, database: Some(database), left_out: LeftOut::default() })
+}
+
+/// Takes down what the held snapshot sees, while the dump is written.
+struct Reading<'a> {
+    session: &'a mut Session,
+    level: Level,
+    excluded: &'a Excluded,
+}
+
+impl Reading<'_> {
+    /// Does both at once. When one fails the other is stopped, and the first failure is the dump's.
+    fn beside<T>(
+        self,
+        work: &Work<'_>,
+        write: impl FnOnce() -> anyhow::Result<T>,
+    ) -> (anyhow::Result<T>, anyhow::Result<Contents>) {
+        std::thread::scope(|scope| {
+            let reading = scope.spawn(|| {
+                let Reading { session, level, excluded } = self;
+                let progress = Quiet(work.progress);
+                let contents = contents::take(session, level, excluded, work.cancel, &progress);
+                let has_failed_first = contents.is_err() && !work.cancel.is_cancelled();
+                if has_failed_first {
+                    work.cancel.cancel();
+                }
+                (contents, has_failed_first)
+            });
+            let written = write();
+            if written.is_err() {
+                work.cancel.cancel();
+            }
+            let (contents, has_failed_first) = reading
+                .join()
+                .unwrap_or_else(|_| (Err(anyhow::anyhow!("the reading of tables panicked")), true));
+            match contents {
+                // That the dump was stopped is not what failed.
+                Err(error) if has_failed_first => {
+                    (Err(error), Err(fail(Exit::Failed, "no contents")))
+                }
+                contents => (written, contents),
+            }
+        })
+    }
+}
+
+/// Shows no progress: the line is the dump's.
+struct Quiet<'a>(&'a dyn Progress);
+
+impl Progress for Quiet<'_> {
+    fn warn(&self, message: &str) {
+        self.0.warn(message);
+    }
+
+    fn note(&self, message: &str) {
+        self.0.note(message);
+    }
+
+    fn begin(&self, _: &str, _: Option<u64>) {}
+    fn advance(&self, _: u64, _: u64) {}
+    fn end(&self) {}
 }
 
 /// The database's name where it can name a file that is plain everywhere.
@@ -227,8 +295,8 @@ fn read_output(
     Ok(finished)
 }
 
-/// Ends a `pg_dump` inside a container: Docker does not, whatever becomes of `docker exec`
-/// (<https://github.com/moby/moby/issues/9098>).
+/// Ends a `pg_dump` and the reading of tables inside a container: Docker does not, whatever becomes
+/// of `docker exec` (<https://github.com/moby/moby/issues/9098>).
 fn end_session(server: &Server, tag: &str) -> anyhow::Result<()> {
     let list =
         "SELECT count(pg_catalog.pg_terminate_backend(pid)) FROM pg_catalog.pg_stat_activity";

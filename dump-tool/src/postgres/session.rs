@@ -10,6 +10,10 @@ use super::connection::{self, Server};
 
 /// What psql is told to print behind every answer.
 const MARK: &str = "-- bk: end of answer";
+/// What it prints before the words of the last error.
+const SAID: &str = "-- bk: the last error was:";
+/// What the server answers while the transaction is not aborted.
+const WELL: &str = "-- bk: all is well";
 
 /// An open session. Dropped, it ends, and the server rolls back what it had begun.
 pub struct Session {
@@ -35,12 +39,16 @@ impl Session {
         Session::begin(server.command("psql")?.despite_signals())
     }
 
+    /// Connects, and leaves every setting as it is: through a pooler it may be another client's.
+    ///
+    /// # Errors
+    /// As [`Session::open`], once something is asked.
+    pub(super) fn probe(server: &Server, cancel: &Cancel) -> anyhow::Result<Self> {
+        Session::start(server.command("psql")?.cancelled_by(cancel))
+    }
+
     fn begin(command: bk_manifest::command::Command) -> anyhow::Result<Self> {
-        let mut running = command
-            .args(["-X", "-A", "-t", "-q", "--no-password", "--set=ON_ERROR_STOP=1"])
-            .start()?;
-        let answers = running.stdout.take().context("psql has no output")?;
-        let mut session = Session { running: Some(running), answers: BufReader::new(answers) };
+        let mut session = Session::start(command)?;
         session.query("SET client_encoding = 'UTF8'")?;
         // A server that ends long statements or idle transactions would end ours; which of these
         // settings there are depends on its version.
@@ -50,6 +58,14 @@ impl Session {
              'transaction_timeout', 'idle_session_timeout')",
         )?;
         Ok(session)
+    }
+
+    fn start(command: bk_manifest::command::Command) -> anyhow::Result<Self> {
+        let mut running = command
+            .args(["-X", "-A", "-t", "-q", "--no-password", "--set=ON_ERROR_STOP=1"])
+            .start()?;
+        let answers = running.stdout.take().context("psql has no output")?;
+        Ok(Session { running: Some(running), answers: BufReader::new(answers) })
     }
 
     /// Runs a statement and returns the lines of its answer.
@@ -102,10 +118,56 @@ impl Session {
     /// # Errors
     /// As [`Session::query`].
     pub fn rows(&mut self, query: &str) -> anyhow::Result<Vec<Value>> {
-        let lines = self.query(&format!("SELECT row_to_json(rows) FROM ({query}) AS rows"))?;
-        let parse = |line: &String| serde_json::from_str(line).context("an answer that is no JSON");
-        lines.iter().map(parse).collect()
+        parse_rows(&self.query(&as_json(query))?)
     }
+
+    /// Runs a query inside the open transaction, which goes on if it fails: then returns what the
+    /// server said.
+    ///
+    /// # Errors
+    /// If the session itself is at its end.
+    pub fn attempt(&mut self, query: &str) -> anyhow::Result<Result<Vec<Value>, String>> {
+        self.attempt_statement(&as_json(query))
+    }
+
+    /// As [`Session::attempt`], for a query that somebody typed: psql does not look at it, for
+    /// which a quote that nobody closed would have no end.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn attempt_typed(&mut self, query: &str) -> anyhow::Result<Result<Vec<Value>, String>> {
+        let query = query.trim_end().trim_end_matches(';');
+        // Columns that have one name would be one in JSON: the first one gets another.
+        let query = format!("{} (bk_first_column)", as_json(query));
+        self.attempt_statement(&format!("SELECT {} \\gexec\n", literal(&query)))
+    }
+
+    fn attempt_statement(&mut self, statement: &str) -> anyhow::Result<Result<Vec<Value>, String>> {
+        // Whether it failed is asked of the server: psql knows it since version 11 only, which has
+        // the error's words, too.
+        let mut lines = self.query(&format!(
+            "SAVEPOINT bk_attempt;\n\\set ON_ERROR_STOP 0\n{statement};\n\
+             \\echo '{SAID}' :LAST_ERROR_MESSAGE\nSELECT '{WELL}';\n\\set ON_ERROR_STOP 1\n\
+             ROLLBACK TO SAVEPOINT bk_attempt; RELEASE SAVEPOINT bk_attempt"
+        ))?;
+        let said = lines.iter().position(|line| line.starts_with(SAID));
+        let said = lines.split_off(said.context("an unexpected answer from psql")?);
+        if said.last().is_some_and(|line| line == WELL) {
+            return parse_rows(&lines).map(Ok);
+        }
+        let words = said.join(" ");
+        Ok(Err(words.trim_start_matches(SAID).trim().to_owned()))
+    }
+}
+
+fn as_json(query: &str) -> String {
+    // The line's end: a comment may stand last.
+    format!("SELECT row_to_json(rows) FROM ({query}\n) AS rows")
+}
+
+fn parse_rows(lines: &[String]) -> anyhow::Result<Vec<Value>> {
+    let parse = |line: &String| serde_json::from_str(line).context("an answer that is no JSON");
+    lines.iter().map(parse).collect()
 }
 
 /// A name as an identifier of SQL.

@@ -1,0 +1,159 @@
+//! Tables: their rows, counted and summed up.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context;
+use bk_manifest::command::Cancel;
+use bk_manifest::progress::Progress;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::excluded::Excluded;
+use super::fingerprint;
+use super::name::Name;
+use super::record::{Kind, Level, Omitted, Table};
+use crate::postgres::session::{Session, identifier, literal};
+
+/// All that has rows of its own, those of partitioned tables being their partitions'.
+///
+/// The file is asked of the server as it is now, whatever the snapshot: TRUNCATE heeds no snapshot.
+/// The size is an estimate, for which no table has to be locked.
+const LIST: &str = "\
+    SELECT c.oid::int8 AS oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind, \
+        coalesce(pg_catalog.pg_relation_filenode(c.oid), 0)::int8 AS filenode, \
+        greatest(c.relpages, 0)::int8 * current_setting('block_size')::int8 AS size, \
+        c.relkind <> 'm' OR c.relispopulated AS is_populated, \
+        EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_class'::regclass \
+            AND d.objid = c.oid AND d.deptype = 'e') AS is_of_extension, \
+        ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid \
+            AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attname::text COLLATE \"C\") AS columns \
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+    WHERE c.relkind IN ('r', 'm', 'f') AND c.relpersistence <> 't' \
+        AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
+
+/// A row of [`LIST`].
+#[derive(Deserialize)]
+struct Row {
+    oid: u32,
+    schema: String,
+    name: String,
+    kind: String,
+    filenode: u32,
+    size: u64,
+    is_populated: bool,
+    is_of_extension: bool,
+    columns: Vec<String>,
+}
+
+/// Lists the tables of the user's and those of extensions, and reads them as closely as asked.
+///
+/// A table that cannot be read stays without rows, and says why: whether that matters, `pg_dump`
+/// will tell. One whose rows have no text form (of more than 1 GB, mostly) is counted.
+///
+/// # Errors
+/// If the session is at its end, or we were told to stop.
+pub(super) fn take(
+    session: &mut Session,
+    level: Level,
+    excluded: &Excluded,
+    cancel: &Cancel,
+    progress: &dyn Progress,
+) -> anyhow::Result<Vec<Table>> {
+    // In a database without an encoding bytes are what they are, and mostly no UTF-8.
+    let encoding = match session.value("SHOW server_encoding")?.as_str() {
+        "SQL_ASCII" => "SQL_ASCII",
+        _ => "UTF8",
+    };
+    let rows = list(session)?;
+    progress.begin("reading tables", Some(rows.iter().map(|row| row.size).sum()));
+    let mut tables = Vec::with_capacity(rows.len());
+    for row in rows {
+        cancel.check()?;
+        let is_read = row.is_populated && !excluded.data.contains(&row.oid);
+        let level = if is_read { level } else { Level::None };
+        let mut table = Table {
+            name: Name { schema: row.schema, name: row.name },
+            kind: kind(&row.kind, row.is_of_extension),
+            data: Omitted::when(excluded.data.contains(&row.oid)),
+            table: Omitted::when(excluded.relations.contains(&row.oid)),
+            oid: row.oid,
+            filenode: row.filenode,
+            ..Table::default()
+        };
+        read(session, &mut table, &row.columns, level, encoding)?;
+        progress.advance(row.size, 1);
+        tables.push(table);
+    }
+    progress.end();
+    tables.sort_by_cached_key(|table| table.name.to_string());
+    Ok(tables)
+}
+
+fn list(session: &mut Session) -> anyhow::Result<Vec<Row>> {
+    let parse = |row: Value| Row::deserialize(row).context("an unexpected list of tables");
+    session.rows(LIST)?.into_iter().map(parse).collect()
+}
+
+fn kind(relkind: &str, is_of_extension: bool) -> Option<Kind> {
+    match relkind {
+        _ if is_of_extension => Some(Kind::ExtensionTable),
+        "m" => Some(Kind::MaterializedView),
+        "f" => Some(Kind::ForeignTable),
+        _ => None,
+    }
+}
+
+fn read(
+    session: &mut Session,
+    table: &mut Table,
+    columns: &[String],
+    level: Level,
+    encoding: &str,
+) -> anyhow::Result<()> {
+    let from = format!("FROM ONLY {} AS t", table.name.quoted());
+    // What is not judged needs no fingerprint.
+    let level = match table.kind {
+        None => level,
+        Some(Kind::MaterializedView | Kind::ExtensionTable) => level.min(Level::Count),
+        Some(Kind::ForeignTable | Kind::Unknown) => Level::None,
+    };
+    if level == Level::None {
+        return Ok(());
+    }
+    if level == Level::Full {
+        // A column that is named with its table cannot be taken for anything else.
+        let row: Vec<String> =
+            columns.iter().map(|column| format!("t.{}", identifier(column))).collect();
+        let text = format!("convert_to(ROW({})::text, {})", row.join(", "), literal(encoding));
+        match fingerprint::run(session, &format!("SELECT sha256({text}) AS h {from}"))? {
+            Ok((rows, fingerprint)) => {
+                (table.rows, table.fingerprint) = (Some(rows), Some(fingerprint));
+                return Ok(());
+            }
+            Err(why) => table.unread = Some(why),
+        }
+    }
+    match session.attempt(&format!("SELECT count(*) AS count {from}"))? {
+        Ok(rows) => {
+            table.rows = rows.first().and_then(|row| row.get("count")).and_then(Value::as_u64);
+        }
+        Err(why) => table.unread = Some(why),
+    }
+    Ok(())
+}
+
+/// Forgets what was read of tables that have another file now.
+///
+/// They were emptied by TRUNCATE, which no snapshot sees, or written anew, by VACUUM FULL for
+/// instance: what was read and what was dumped need not be the same.
+pub(super) fn look_again(session: &mut Session, tables: &mut [Table]) -> anyhow::Result<()> {
+    let now: BTreeMap<u32, u32> =
+        list(session)?.into_iter().map(|row| (row.oid, row.filenode)).collect();
+    for table in tables.iter_mut().filter(|table| table.is_judged()) {
+        if now.get(&table.oid) != Some(&table.filenode) {
+            (table.rows, table.fingerprint) = (None, None);
+            table.unread = Some("it was emptied, rewritten or dropped meanwhile".to_owned());
+        }
+    }
+    Ok(())
+}

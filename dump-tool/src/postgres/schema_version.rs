@@ -1,0 +1,105 @@
+//! The version of the application's schema that a database has.
+
+use bk_manifest::exit::{Exit, fail};
+use bk_manifest::progress::Progress;
+use serde_json::Value;
+
+use super::session::{Session, identifier, literal};
+use crate::schema_version::{PRESETS, Preset};
+
+/// Asks the user's query; without one the tables of known migration programs. The transaction of
+/// the session stays open.
+///
+/// # Errors
+/// [`Exit::Usage`] with the server's words if the query fails or does not give one value.
+pub(super) fn ask(
+    session: &mut Session,
+    query: Option<&str>,
+    progress: &dyn Progress,
+) -> anyhow::Result<Option<String>> {
+    match query {
+        Some(query) => ask_query(session, query),
+        None => ask_presets(session, progress),
+    }
+}
+
+fn ask_query(session: &mut Session, query: &str) -> anyhow::Result<Option<String>> {
+    let refused =
+        |why: &str| fail(Exit::Usage, format!("the query of --schema-version-query fails: {why}"));
+    let rows = session.attempt_typed(query)?.map_err(|why| refused(&why))?;
+    if rows.len() > 1 {
+        return Err(refused("it gives several rows, and one is wanted"));
+    }
+    let Some(row) = rows.first().and_then(Value::as_object) else { return Ok(None) };
+    if row.len() != 1 {
+        return Err(refused(&format!("it gives {} columns, and one is wanted", row.len())));
+    }
+    row.values().map(text).next().flatten().map_or(Ok(None), |version| match version {
+        Ok(version) => Ok(Some(version)),
+        Err(why) => Err(refused(why)),
+    })
+}
+
+/// A value as a text; `None` for null.
+fn text(value: &Value) -> Option<Result<String, &'static str>> {
+    match value {
+        Value::Null => None,
+        Value::String(text) => Some(Ok(text.clone())),
+        Value::Number(number) => Some(Ok(number.to_string())),
+        _ => Some(Err("its value is no text")),
+    }
+}
+
+/// The first migration program that gives a version. Where there is none, tables that could not be
+/// asked are warned of: they may be another program's, or the role may not read them.
+fn ask_presets(session: &mut Session, progress: &dyn Progress) -> anyhow::Result<Option<String>> {
+    let mut failures = Vec::new();
+    for preset in PRESETS {
+        for schema in schemas(session, preset)? {
+            match ask_preset(session, preset, &schema)? {
+                Ok(Some(version)) => return Ok(Some(version)),
+                Ok(None) => {}
+                Err(why) => failures.push((preset, schema, why)),
+            }
+        }
+    }
+    for (Preset { name, table, .. }, schema, why) in failures {
+        progress.warn(&format!(
+            "the schema version cannot be read from {name}'s table '{schema}.{table}': {why}"
+        ));
+    }
+    Ok(None)
+}
+
+/// The schemas with a program's table: those of the search path first, then public.
+fn schemas(session: &mut Session, preset: &Preset) -> anyhow::Result<Vec<String>> {
+    let rows = session.rows(&format!(
+        "SELECT n.nspname AS name FROM pg_catalog.pg_class c \
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         LEFT JOIN unnest(pg_catalog.current_schemas(false)) WITH ORDINALITY AS path (name, place) \
+             ON path.name = n.nspname \
+         WHERE c.relname = {} AND c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' \
+         ORDER BY path.place NULLS LAST, n.nspname <> 'public', n.nspname",
+        literal(preset.table)
+    ))?;
+    let name = |row: &Value| row.get("name").and_then(Value::as_str).map(str::to_owned);
+    Ok(rows.iter().filter_map(name).collect())
+}
+
+fn ask_preset(
+    session: &mut Session,
+    preset: &Preset,
+    schema: &str,
+) -> anyhow::Result<Result<Option<String>, String>> {
+    session.query("SAVEPOINT bk_schema_version")?;
+    let path = literal(&identifier(schema));
+    session.query(&format!("SELECT pg_catalog.set_config('search_path', {path}, true)"))?;
+    let answer = session.attempt(preset.query)?;
+    session
+        .query("ROLLBACK TO SAVEPOINT bk_schema_version; RELEASE SAVEPOINT bk_schema_version")?;
+    let version = |row: &Value| {
+        let value = row.as_object()?.values().next()?;
+        text(value)?.ok()
+    };
+    Ok(answer.map(|rows| rows.first().and_then(version)))
+}
