@@ -21,6 +21,13 @@ prepare() {
     install_missing
     printf 'create_main_cluster = false # test.sh\n' | "${as_root[@]}" tee -a "${settings}" >/dev/null
   fi
+  if [[ ! -e /usr/sbin/sshd ]]; then
+    # Debian's package would start an ssh server for everyone, now and at every boot; this file forbids it.
+    "${as_root[@]}" mkdir -p /etc/ssh
+    "${as_root[@]}" touch /etc/ssh/sshd_not_to_be_run
+  fi
+  need /usr/sbin/sshd openssh-server 'an ssh server of the tests'\'' own; Debian'\''s stays off (/etc/ssh/sshd_not_to_be_run)'
+  need ssh openssh-client 'reaches it'
   need cc gcc 'the linker; parts of SQLite and zstd are C'
   need /usr/include/stdlib.h libc6-dev 'what gcc links against'
   need "${server[0]}" postgresql 'a server of the tests'\'' own, and pg_dump'

@@ -53,9 +53,9 @@ with_libraries() {
   done
 }
 {
-  for program in postgres initdb psql pg_dump pg_restore; do with_libraries "$bin/$program"; done
+  for program in postgres initdb psql pg_dump pg_dumpall pg_restore; do with_libraries "$bin/$program"; done
   with_libraries /bin/sh
-  for program in env sleep; do with_libraries "$(command -v "$program")"; done
+  for program in env sleep tar mktemp rm; do with_libraries "$(command -v "$program")"; done
   with_libraries "$lib/plpgsql.so" "$lib/dict_snowball.so"
   find -L "$share" -type f ! -path '*/man/*' ! -path '*/extension/*'
   find -L "$share/extension" -type f -name 'plpgsql*'
@@ -416,6 +416,178 @@ fn what_cannot_be_reached_is_named_in_one_line() {
     deployment.write_file();
 }
 
+/// The paths of a manifest's entries whose bytes this backup stored itself.
+fn stored_anew(document: &serde_json::Value) -> Vec<&str> {
+    let entries = document["files"]["manifest"].as_array().unwrap().iter();
+    entries
+        .filter(|entry| entry["at"].is_object() && entry["at"].get("backup").is_none())
+        .map(|entry| entry["path"].as_str().unwrap())
+        .collect()
+}
+
+#[test]
+fn a_directory_comes_out_of_the_container_table_by_table() {
+    let deployment = Deployment::start();
+    let sandbox = &deployment.sandbox;
+    deployment.sql("app", ROWS);
+    deployment.sql("app", "CREATE TABLE other AS SELECT n FROM generate_series(1, 1000) n");
+    let pipe = r#"
+bk-push manifest latest --from "$DEST" --app piprio --or-none > parent.json
+bk-manifest new --app piprio --parent parent.json |
+bk-dump globals --via compose:db |
+bk-dump postgres --via compose:db --format directory |
+bk-push --to "$DEST" |
+bk-verify --from "$DEST" --level content > run.json
+"#;
+    let mut folders = Vec::new();
+    for round in ["all", "no table", "one table"] {
+        if round == "one table" {
+            deployment.sql("app", "INSERT INTO other VALUES (0)");
+        }
+        let ended = deployment.shell(pipe);
+        assert_eq!((ended.text().as_str(), ended.stderr.as_str()), ("0 0 0 0 0\n", ""), "{round}");
+        let run = fs::read(sandbox.path("run.json")).unwrap();
+        let document: serde_json::Value = serde_json::from_slice(&run).unwrap();
+        let stored = stored_anew(&document);
+        let tables = stored.iter().filter(|path| path.ends_with(".dat.gz")).count();
+        let is_table = |path: &&&str| path.contains("app.dir/") && !path.ends_with("toc.dat");
+        match round {
+            "all" => assert!(tables >= 3, "{stored:?}"),
+            "no table" => assert_eq!(stored.iter().find(is_table), None, "{stored:?}"),
+            _ => assert_eq!(tables, 1, "{stored:?}"),
+        }
+        sandbox.fetch(&run, round);
+        let check = ["check", "--from", round, "--via", "compose:db"];
+        sandbox.run("bk-dump", &check, &run).ok();
+        folders.push(sandbox.path(round).join(".bk/database/app.dir"));
+    }
+    let content = |folder: &Path| -> Vec<(std::ffi::OsString, Vec<u8>)> {
+        let mut files: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|file| file.unwrap())
+            .filter(|file| file.file_name() != "toc.dat")
+            .map(|file| (file.file_name(), fs::read(file.path()).unwrap()))
+            .collect();
+        files.sort();
+        files
+    };
+    assert_eq!(content(&folders[0]), content(&folders[1]));
+    // The programs of this host read it too.
+    let mut list = server_command("pg_restore");
+    run(list.args(["--file", "/dev/null"]).arg(&folders[2]), b"").expect(0);
+    // A dump that lacks a table's file is damaged, and the container says so.
+    let missing = content(&folders[2]).into_iter().find(|(name, _)| name != "blobs.toc").unwrap().0;
+    fs::remove_file(folders[2].join(missing)).unwrap();
+    let via = format!("docker:{}", deployment.container);
+    let check = ["check", "--via", &via, folders[2].to_str().unwrap()];
+    let refused = sandbox.run("bk-dump", &check, b"").expect(20);
+    assert!(refused.stderr.contains("pg_restore"), "{}", refused.stderr);
+    deployment.wait_until_idle();
+}
+
+#[test]
+fn both_kinds_of_compose_work_from_any_folder_and_without_a_terminal() {
+    let deployment = Deployment::start();
+    let sandbox = &deployment.sandbox;
+    deployment.sql("app", ROWS);
+    let new = sandbox.run("bk-manifest", &["new", "--app", "piprio"], b"").ok().stdout;
+    let place = |program: &str| {
+        let asked = format!("command -v {program}");
+        sandbox.run("sh", &["-c", &asked], b"").ok().text().trim_end().to_owned()
+    };
+    let docker = place("docker");
+    let compose = match deployment.compose {
+        [program] => place(program),
+        _ => format!("{docker} compose"),
+    };
+    for is_plugin in [true, false] {
+        let folder = sandbox.path(if is_plugin { "plugin" } else { "program" });
+        fs::create_dir(&folder).unwrap();
+        let calls = folder.join("calls");
+        let plugin = if is_plugin {
+            format!("shift; [ \"$1\" = version ] || exec {compose} \"$@\"; exit 0")
+        } else {
+            "echo \"docker: 'compose' is not a docker command.\" >&2; exit 1".to_owned()
+        };
+        let head = format!("#!/bin/sh\necho \"${{0##*/}} $*\" >> {}\n", calls.display());
+        let scripts = [
+            (
+                "docker",
+                format!("{head}if [ \"$1\" = compose ]; then {plugin}; fi\nexec {docker} \"$@\"\n"),
+            ),
+            ("docker-compose", format!("{head}exec {compose} \"$@\"\n")),
+        ];
+        for (name, script) in scripts {
+            let program = folder.join(name);
+            // Not written by us: a child of another test could hold it open.
+            run(Command::new("tee").arg(&program), script.as_bytes()).expect(0);
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        // As cron would: another folder, hardly a variable, no terminal.
+        let program = crate::harness::bin_dir().join("bk-dump");
+        let variables = std::env::vars_os()
+            .filter(|(name, _)| name.to_str().is_some_and(|name| name.starts_with("DOCKER_")));
+        let mut cron = Command::new("setsid");
+        cron.arg("--wait").arg(program).args(["postgres", "--via", "compose:db"]);
+        cron.current_dir("/").env_clear().envs(variables);
+        cron.env("PATH", format!("{}:/usr/local/bin:/usr/bin:/bin", folder.display()));
+        cron.env("BK_STAGE", sandbox.path("stage"));
+        let file = sandbox.path("docker-compose.yml");
+        cron.env("COMPOSE_FILE", file).env("COMPOSE_PROJECT_NAME", &deployment.project);
+        let ended = run(&mut cron, &new).ok();
+        assert_eq!(ended.json()["components"][0]["database"], "app");
+        let calls = fs::read_to_string(calls).unwrap();
+        let asked = if is_plugin { "docker compose ps -q db" } else { "docker-compose ps -q db" };
+        assert!(calls.contains(asked), "{calls}");
+        for call in calls.lines().filter(|call| call.contains("exec")) {
+            assert!(call.starts_with("docker exec -i "), "{call}");
+            let flags = call.split(&deployment.container).next().unwrap();
+            let has_terminal =
+                flags.split(' ').any(|arg| ["-t", "-it", "-ti", "--tty"].contains(&arg));
+            assert!(!has_terminal, "{call}");
+            assert!(!call.contains(PASSWORD), "{call}");
+        }
+    }
+    deployment.wait_until_idle();
+}
+
+#[test]
+fn a_check_that_is_stopped_leaves_no_folder_in_the_container() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let deployment = Deployment::start();
+    let sandbox = &deployment.sandbox;
+    deployment.sql(
+        "app",
+        "CREATE TABLE heavy AS SELECT n, (SELECT string_agg(md5(n || ' ' || m), '') \
+         FROM generate_series(1, 100) m) FROM generate_series(1, 10000) n",
+    );
+    let dump = ["bk-dump", "postgres", "--via", "compose:db", "--format", "directory"];
+    let new = ["bk-manifest", "new", "--app", "piprio"];
+    let document = sandbox.pipe(&[&new, &dump, &["bk-push", "--to", "dest"]]).pop().unwrap();
+    sandbox.fetch(&document.expect(0).stdout, "back");
+    let folder = sandbox.path("back/.bk/database/app.dir");
+    let until = |condition: &str| {
+        let script = format!("while set -- /tmp/tmp.*; {condition} [ -e \"$1\" ]; do :; done");
+        let mut command = sandbox.command("docker");
+        command.args(["exec", "-i", &deployment.container, "sh", "-c", &script]);
+        command
+    };
+    for signal in [Signal::TERM, Signal::KILL] {
+        let mut appears = until("!").spawn().unwrap();
+        let mut check = sandbox
+            .command("bk-dump")
+            .args(["check", "--via", "compose:db"])
+            .arg(&folder)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        assert!(appears.wait().unwrap().success());
+        kill_process(Pid::from_child(&check), signal).unwrap();
+        check.wait().unwrap();
+        run(&mut until(""), b"").expect(0);
+    }
+}
+
 #[test]
 fn a_dump_that_is_stopped_leaves_no_session_in_the_container() {
     use rustix::process::{Pid, Signal, kill_process};
@@ -429,12 +601,17 @@ fn a_dump_that_is_stopped_leaves_no_session_in_the_container() {
     let new = sandbox.run("bk-manifest", &["new", "--app", "piprio"], b"").ok().stdout;
     fs::write(sandbox.path("new"), &new).unwrap();
     // A lock keeps pg_dump waiting; only after KILL nobody is left who could end it then.
-    for (signal, is_locked) in [(Signal::TERM, true), (Signal::TERM, false), (Signal::KILL, false)]
-    {
+    for (signal, format, is_locked) in [
+        (Signal::TERM, "custom", true),
+        (Signal::TERM, "directory", true),
+        (Signal::TERM, "custom", false),
+        (Signal::KILL, "custom", false),
+        (Signal::KILL, "directory", false),
+    ] {
         let lock = is_locked.then(|| deployment.lock("heavy"));
         let mut dump = sandbox
             .command("bk-dump")
-            .args(["postgres", "--via", "compose:db"])
+            .args(["postgres", "--via", "compose:db", "--format", format])
             .stdin(fs::File::open(sandbox.path("new")).unwrap())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -1,6 +1,7 @@
 //! The command line of `bk-dump`.
 
 mod connection;
+mod globals;
 mod postgres;
 mod restore;
 
@@ -43,6 +44,8 @@ pub struct Args {
 enum Command {
     /// Dump a PostgreSQL database from one snapshot
     Postgres(postgres::PostgresArgs),
+    /// Dump the roles of a PostgreSQL server, with their passwords
+    Globals(globals::GlobalsArgs),
     /// Copy an SQLite database while it is in use
     Sqlite(SqliteArgs),
     /// Put a few files and folders (configuration, secrets) into one archive
@@ -133,7 +136,7 @@ struct CheckArgs {
     /// In a pipe: check the dumps of the manifest that `bk-push fetch` put into DIR
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
-    /// Run the PostgreSQL programs inside a container: docker:CONTAINER or compose:SERVICE
+    /// Run the PostgreSQL programs elsewhere: docker:CONTAINER, compose:SERVICE or ssh:HOST
     #[arg(long, value_name = "PLACE")]
     via: Option<String>,
 }
@@ -150,6 +153,7 @@ pub fn verbosity(args: &Args) -> &Verbosity {
 pub fn run(args: &Args, console: &Console) -> anyhow::Result<Exit> {
     match &args.command {
         Command::Postgres(args) => postgres::run(args, console),
+        Command::Globals(args) => globals::run(args, console),
         Command::Sqlite(args) => run_sqlite(args, console),
         Command::Archive(args) => run_archive(args, console),
         Command::Check(args) => run_check(args, console),

@@ -6,6 +6,7 @@
 //! another thread.
 
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 
 use bk_manifest::command::Cancel;
 use bk_manifest::entry::{DEFAULT_COMPONENT, Entry};
@@ -37,29 +38,40 @@ pub struct Options {
     pub cancel: Cancel,
 }
 
-/// Standard input that is waited for only as long as there is reason to.
+/// Standard input, or another pipe, that is waited for only as long as there is reason to.
 ///
 /// A plain read sleeps until the step before writes something, whatever happened meanwhile: a
 /// signal, or our own dump having failed.
-pub struct Patient<R> {
+pub struct Patient<R, F = io::Stdin> {
     inner: R,
+    /// What is asked whether there is something to read.
+    file: F,
     cancel: Cancel,
 }
 
 impl<R: Read> Patient<R> {
     /// `inner` must be standard input, and read in pieces that it does not buffer.
     pub fn new(inner: R, cancel: &Cancel) -> Self {
-        Patient { inner, cancel: cancel.clone() }
+        Patient { inner, file: io::stdin(), cancel: cancel.clone() }
     }
 }
 
-impl<R: Read> Read for Patient<R> {
+impl Patient<io::PipeReader, io::PipeReader> {
+    /// The same for a pipe.
+    ///
+    /// # Errors
+    /// If there are too many open files.
+    pub fn of_pipe(pipe: io::PipeReader, cancel: &Cancel) -> io::Result<Self> {
+        Ok(Patient { file: pipe.try_clone()?, inner: pipe, cancel: cancel.clone() })
+    }
+}
+
+impl<R: Read, F: AsFd> Read for Patient<R, F> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let stdin = io::stdin();
         let tick = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
         loop {
             self.cancel.check()?;
-            let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
+            let mut fds = [PollFd::new(&self.file, PollFlags::IN)];
             match poll(&mut fds, Some(&tick)) {
                 Ok(0) | Err(Errno::INTR) => {}
                 Ok(_) => return self.inner.read(buffer),

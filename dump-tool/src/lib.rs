@@ -12,6 +12,7 @@ pub mod filter;
 pub mod postgres;
 pub mod restore;
 pub mod schema_version;
+pub mod several;
 pub mod shrink;
 pub mod sqlite;
 pub mod stage;

@@ -2,16 +2,20 @@
 
 pub mod connection;
 pub mod contents;
+pub mod databases;
 pub mod directory;
 mod dump;
 mod facts;
 pub mod format;
+pub mod globals;
 mod pooler;
+pub mod reach;
 pub mod read;
 pub mod restore;
 mod schema_version;
 pub mod session;
 pub mod toc;
+pub mod url;
 
 use std::time::Duration;
 

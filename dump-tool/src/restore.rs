@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use crate::check::{self, DumpKind};
 use crate::postgres::connection::Server;
+use crate::postgres::globals;
 use crate::{archive, postgres, sqlite, unpack};
 
 /// What is restored and where to.
@@ -39,6 +40,8 @@ pub enum Target<'a> {
     None,
     /// A database on a PostgreSQL server.
     Postgres(postgres::restore::Target<'a>),
+    /// A PostgreSQL server, for its roles.
+    Cluster(&'a Server),
     /// An SQLite database file.
     Sqlite(sqlite::restore::Target),
     /// A folder for an archive.
@@ -50,9 +53,15 @@ impl Target<'_> {
         match self {
             Target::None => kind == postgres::KIND || kind == sqlite::KIND,
             Target::Postgres(_) => kind == postgres::KIND,
+            Target::Cluster(_) => kind == globals::KIND,
             Target::Sqlite(_) => kind == sqlite::KIND,
             Target::Folder(_) => kind == archive::KIND,
         }
+    }
+
+    /// The same for a component that was named: a database's server takes roles too.
+    fn takes_named(&self, kind: &str) -> bool {
+        self.takes(kind) || (matches!(self, Target::Postgres(_)) && kind == globals::KIND)
     }
 }
 
@@ -60,13 +69,14 @@ impl Target<'_> {
 fn target_flag(kind: &str) -> &'static str {
     match kind {
         postgres::KIND => "--database NAME",
+        globals::KIND => "--via PLACE, --url-env NAME or --user NAME",
         sqlite::KIND => "--to FILE",
         _ => "--into DIR",
     }
 }
 
 fn is_dump(kind: &str) -> bool {
-    [postgres::KIND, sqlite::KIND, archive::KIND].contains(&kind)
+    [postgres::KIND, globals::KIND, sqlite::KIND, archive::KIND].contains(&kind)
 }
 
 /// Restores one component, then passes the document on.
@@ -90,16 +100,22 @@ pub fn restore(
     let nowhere = Server::new(&postgres::connection::Request::default())?;
     let server = match &options.target {
         Target::Postgres(target) => target.server,
+        Target::Cluster(server) => server,
         _ => &nowhere,
     };
     match &options.target {
         Target::Sqlite(target) => sqlite::restore::check_target(target)?,
-        Target::None | Target::Postgres(_) | Target::Folder(_) => {}
+        Target::None | Target::Postgres(_) | Target::Cluster(_) | Target::Folder(_) => {}
     }
     let dump = checked(&options.from, component, &entries, server, progress)?;
+    let is_globals = component.kind == globals::KIND;
     if options.is_dry_run {
-        if let Target::Postgres(target) = &options.target {
-            postgres::restore::check_target(target)?;
+        match &options.target {
+            Target::Postgres(_) | Target::Cluster(_) if is_globals => {
+                globals::restore(dump.kind, dump.open()?, server, true, progress)?;
+            }
+            Target::Postgres(target) => postgres::restore::check_target(target)?,
+            _ => {}
         }
         progress.note(&format!("the component '{}' can be restored", component.name));
         let exit = document.trailer.exit()?;
@@ -107,6 +123,9 @@ pub fn restore(
         return Ok(exit);
     }
     match &options.target {
+        Target::Postgres(_) | Target::Cluster(_) if is_globals => {
+            globals::restore(dump.kind, dump.open()?, server, false, progress)?;
+        }
         Target::Postgres(target) => {
             postgres::restore::restore(&dump, &component.extra, target, progress)?;
         }
@@ -114,7 +133,7 @@ pub fn restore(
             sqlite::restore::restore(dump.open()?, &component.extra, target, progress)?;
         }
         Target::Folder(target) => unpack::unpack(dump.kind, dump.open()?, target, progress)?,
-        Target::None => return Err(no_target(component)),
+        Target::None | Target::Cluster(_) => return Err(no_target(component)),
     }
     progress.note(&format!("restored the component '{}'", component.name));
     let exit = document.trailer.exit()?;
@@ -150,16 +169,21 @@ fn choose<'a>(components: &'a [Component], options: &Options<'_>) -> anyhow::Res
                 .hint("bk-push fetch has put its files where they belong")
                 .into());
         }
-        if matches!(options.target, Target::None) || !options.target.takes(&component.kind) {
+        if !options.target.takes_named(&component.kind) || matches!(options.target, Target::None) {
             return Err(no_target(component));
         }
         return Ok(component);
+    }
+    if matches!(options.target, Target::Cluster(_)) {
+        return Err(Failure::new(Exit::Usage, "which database to restore into? --database NAME")
+            .hint("roles go into a server: --component NAME names theirs")
+            .into());
     }
     let mut fitting = components.iter().filter(|component| options.target.takes(&component.kind));
     let Some(first) = fitting.next() else {
         return Err(no_component(match &options.target {
             Target::None => "no database",
-            Target::Postgres(_) => "no PostgreSQL database",
+            Target::Postgres(_) | Target::Cluster(_) => "no PostgreSQL database",
             Target::Sqlite(_) => "no SQLite database",
             Target::Folder(_) => "no archive",
         }));

@@ -3,7 +3,8 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, PipeReader, PipeWriter, Read};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -96,7 +97,9 @@ pub struct Command {
     name: String,
     path: PathBuf,
     args: Vec<OsString>,
+    is_for_shell: bool,
     variables: Vec<(OsString, Option<OsString>)>,
+    preface: Vec<u8>,
     input: Option<File>,
     cancel: Cancel,
     heeds_signals: bool,
@@ -109,7 +112,9 @@ impl Command {
             name: program.name.clone(),
             path: program.path.clone(),
             args: Vec::new(),
+            is_for_shell: false,
             variables: vec![("LC_ALL".into(), Some("C".into()))],
+            preface: Vec::new(),
             input: None,
             cancel: Cancel::default(),
             heeds_signals: true,
@@ -126,14 +131,29 @@ impl Command {
     /// Adds an argument.
     #[must_use]
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
-        self.args.push(arg.as_ref().to_owned());
+        let arg = arg.as_ref();
+        self.args.push(if self.is_for_shell { quoted(arg) } else { arg.to_owned() });
         self
     }
 
     /// Adds arguments.
     #[must_use]
-    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
-        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+    pub fn args<S: AsRef<OsStr>>(self, args: impl IntoIterator<Item = S>) -> Self {
+        args.into_iter().fold(self, Command::arg)
+    }
+
+    /// From here on quotes every argument: the program hands all of them to a shell, as ssh does.
+    #[must_use]
+    pub fn for_shell(mut self) -> Self {
+        self.is_for_shell = true;
+        self
+    }
+
+    /// Sends this to its standard input before anything else. It must fit into a pipe (4 KiB always
+    /// do), for nobody may be reading yet.
+    #[must_use]
+    pub fn preface(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.preface = bytes.into();
         self
     }
 
@@ -184,13 +204,18 @@ impl Command {
             .unchecked()
             .stdout_file(child_stdout)
             .stderr_file(child_stderr);
-        let mut stdin = None;
-        expression = if let Some(file) = self.input.take() {
-            expression.stdin_file(file)
-        } else {
-            let (child_stdin, writer) = io::pipe().with_context(context)?;
-            stdin = Some(writer);
-            expression.stdin_file(child_stdin)
+        let (mut stdin, mut feeder) = (None, None);
+        expression = match self.input.take() {
+            Some(file) if self.preface.is_empty() => expression.stdin_file(file),
+            file => {
+                let (child_stdin, mut writer) = io::pipe().with_context(context)?;
+                writer.write_all(&self.preface).with_context(context)?;
+                match file {
+                    Some(file) => feeder = Some((file, writer)),
+                    None => stdin = Some(writer),
+                }
+                expression.stdin_file(child_stdin)
+            }
         };
         // In duct the setting that was made first holds; here it is the one made last.
         for (name, value) in self.variables.iter().rev() {
@@ -214,6 +239,7 @@ impl Command {
             stdin,
             stdout: Some(stdout),
             stderr: Some(std::thread::spawn(move || tail(stderr))),
+            feeder: feeder.map(|(file, writer)| std::thread::spawn(move || feed(file, writer))),
             keeper: Some(std::thread::spawn(move || keeper.run())),
             stop,
             cancel: self.cancel,
@@ -247,6 +273,8 @@ pub struct Running {
     /// Its standard output.
     pub stdout: Option<PipeReader>,
     stderr: Option<JoinHandle<String>>,
+    /// Sends it a file behind a preface.
+    feeder: Option<JoinHandle<io::Result<()>>>,
     keeper: Option<JoinHandle<io::Result<ExitStatus>>>,
     stop: Arc<AtomicBool>,
     cancel: Cancel,
@@ -273,6 +301,10 @@ impl Running {
         let keeper = self.keeper.take().with_context(lost)?;
         let status = keeper.join().ok().with_context(lost)?.with_context(lost)?;
         let stderr = self.stderr.take().with_context(lost)?.join().ok().with_context(lost)?;
+        if let Some(feeder) = self.feeder.take() {
+            let fed = feeder.join().ok().with_context(lost)?;
+            fed.with_context(|| format!("cannot read what '{}' is given", self.name))?;
+        }
         Ok(Finished { name: self.name.clone(), status, stderr })
     }
 }
@@ -324,6 +356,31 @@ impl Keeper {
                 let _ = kill_process(pid, Signal::TERM);
             }
         }
+    }
+}
+
+/// An argument as a POSIX shell takes it, whatever is in it.
+fn quoted(arg: &OsStr) -> OsString {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_=./,:@%+".contains(byte);
+    if !arg.is_empty() && arg.as_bytes().iter().all(is_plain) {
+        return arg.to_owned();
+    }
+    let mut text = vec![b'\''];
+    for byte in arg.as_bytes() {
+        match byte {
+            b'\'' => text.extend_from_slice(b"'\\''"),
+            byte => text.push(*byte),
+        }
+    }
+    text.push(b'\'');
+    OsString::from_vec(text)
+}
+
+/// Sends a file; a program that reads no more of it has its reasons, and says them.
+fn feed(mut file: File, mut stdin: PipeWriter) -> io::Result<()> {
+    match io::copy(&mut file, &mut stdin) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -388,7 +445,6 @@ impl Finished {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
 
     fn shell(script: &str) -> Command {
         Command::new(&Program::find("sh", "a shell").unwrap()).arg("-c").arg(script)
@@ -421,6 +477,41 @@ mod tests {
         running.stdout.take().unwrap().read_to_string(&mut text).unwrap();
         assert_eq!(text, "abc");
         assert!(running.wait().unwrap().is_success());
+    }
+
+    #[test]
+    fn a_preface_comes_before_a_file_and_before_what_is_written() {
+        let script = "read -r first; printf '%s|' \"$first\"; cat";
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"x".repeat(200_000).as_slice()).unwrap();
+        io::Seek::rewind(&mut file).unwrap();
+        let (output, finished) = shell(script).preface("a b\n").input(file).output().unwrap();
+        assert!(finished.is_success());
+        assert_eq!((&output[..5], output.len()), (&b"a b|x"[..], 200_004));
+        let mut running = shell(script).preface("a b\n").start().unwrap();
+        running.stdin.take().unwrap().write_all(b"c").unwrap();
+        let mut text = String::new();
+        running.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "a b|c");
+        // Who does not read it to its end is not waited for.
+        let file = File::open("/dev/zero").unwrap();
+        let (_, finished) = shell("exit 3").preface("a\n").input(file).output().unwrap();
+        assert!(!finished.is_success());
+    }
+
+    #[test]
+    fn what_goes_through_a_shell_arrives_as_it_was() {
+        let odd = ["", "a b", "it's", "$(id) `id` \\ \"", "*", "line\nbreak", "-n", "~", "ü", "!!"];
+        let joined = Command::new(&Program::find("sh", "a shell").unwrap())
+            .arg("-c")
+            .for_shell()
+            .args(["printf", "<%s>"])
+            .args(odd);
+        // As ssh joins them.
+        let script = joined.args[1..].join(OsStr::new(" "));
+        let (output, _) = shell(script.to_str().unwrap()).output().unwrap();
+        let expected: String = odd.iter().flat_map(|arg| ["<", arg, ">"]).collect();
+        assert_eq!(String::from_utf8(output).unwrap(), expected);
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use bk_manifest::exit::{Exit, Failure, fail};
 
-use crate::postgres::connection::{self, Request, Via};
+use crate::postgres::connection::Request;
+use crate::postgres::reach::Via;
+use crate::postgres::url;
 
 /// The variable of a connection URL, where no other is named.
 const DEFAULT_URL_VARIABLE: &str = "DATABASE_URL";
@@ -10,7 +12,7 @@ const DEFAULT_URL_VARIABLE: &str = "DATABASE_URL";
 #[derive(Debug, clap::Args)]
 #[expect(clippy::doc_markdown, reason = "help texts: backticks would be printed")]
 pub(super) struct ConnectionArgs {
-    /// Run the PostgreSQL programs inside a container: docker:CONTAINER or compose:SERVICE
+    /// Run the PostgreSQL programs elsewhere: docker:CONTAINER, compose:SERVICE or ssh:HOST
     #[arg(long, value_name = "PLACE", hide_possible_values = true)]
     pub(super) via: Option<String>,
     /// Take the connection URL from this environment variable [default: DATABASE_URL, if set]
@@ -24,7 +26,7 @@ pub(super) struct ConnectionArgs {
     pub(super) user: Option<String>,
     /// Database
     #[arg(long, value_name = "NAME")]
-    pub(super) database: Option<String>,
+    pub(super) database: Vec<String>,
     /// Caught, so that a password in it is not repeated by the message about an unknown argument.
     #[arg(hide = true, value_name = "URL", value_parser = clap::builder::OsStringValueParser::new())]
     pub(super) stray: Vec<std::ffi::OsString>,
@@ -41,10 +43,24 @@ pub(super) fn via(text: Option<&str>) -> anyhow::Result<Via> {
 }
 
 /// Takes the connection from arguments and environment; flags come before variables.
+///
+/// # Errors
+/// [`Exit::Usage`] for a connection string among the arguments, or more than one database.
 pub(super) fn request(args: &ConnectionArgs) -> anyhow::Result<Request> {
-    let typed = [&args.via, &args.url_env, &args.user, &args.database];
-    let is_exposed =
-        typed.into_iter().flatten().map(String::as_str).any(connection::is_connection_string);
+    let request = server_request(args)?;
+    if args.database.len() > 1 {
+        return Err(fail(Exit::Usage, "only one --database can be named here"));
+    }
+    Ok(request)
+}
+
+/// The same, with the first of the databases that were named.
+///
+/// # Errors
+/// [`Exit::Usage`] for a connection string among the arguments.
+pub(super) fn server_request(args: &ConnectionArgs) -> anyhow::Result<Request> {
+    let typed = [&args.via, &args.url_env, &args.user].into_iter().flatten();
+    let is_exposed = typed.chain(&args.database).map(String::as_str).any(url::is_connection_string);
     if is_exposed || !args.stray.is_empty() {
         // What it was is not repeated: it may hold a password.
         return Err(Failure::new(
@@ -57,7 +73,7 @@ pub(super) fn request(args: &ConnectionArgs) -> anyhow::Result<Request> {
     }
     let variable = |name: &str| std::env::var(name).ok();
     let url = match &args.url_env {
-        Some(name) => Some(connection::url_of(name, variable(name))?),
+        Some(name) => Some(url::url_of(name, variable(name))?),
         None if args.via.is_some() => None,
         None => variable(DEFAULT_URL_VARIABLE).filter(|url| !url.trim().is_empty()),
     };
@@ -65,7 +81,7 @@ pub(super) fn request(args: &ConnectionArgs) -> anyhow::Result<Request> {
         via: via(args.via.as_deref())?,
         url,
         user: args.user.clone(),
-        database: args.database.clone(),
+        database: args.database.first().cloned(),
         default_database: variable("PGDATABASE").filter(|name| !name.is_empty()),
         default_password: variable("PGPASSWORD").filter(|password| !password.is_empty()),
     })

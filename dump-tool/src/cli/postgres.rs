@@ -1,27 +1,36 @@
 //! The command line of `bk-dump postgres`.
 
+use std::io::{Read, Write};
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use bk_manifest::exit::{Exit, Failure};
+use bk_manifest::command::Cancel;
+use bk_manifest::exit::{Exit, Failure, fail};
 use bk_manifest::shell::Console;
 
-use super::connection::{ConnectionArgs, request};
+use super::connection::{ConnectionArgs, server_request};
 use super::{PIPE, ShrinkArgs, StageArgs, filter_options};
 use crate::compress::Compression;
-use crate::filter::{self, Patient};
+use crate::filter::{self, Patient, Work};
 use crate::postgres;
 use crate::postgres::connection::Server;
 use crate::postgres::contents::Level;
+use crate::postgres::databases;
 use crate::postgres::format::Format;
+use crate::several::{self, Ends, Step};
 
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(super) struct PostgresArgs {
-    /// Name of the component
+    /// Name of the component; of several databases each is NAME-DATABASE
     #[arg(long, value_name = "NAME", default_value = "database")]
     name: String,
     #[command(flatten)]
     connection: ConnectionArgs,
+    /// Dump every database of the server but templates and closed ones
+    #[arg(long, conflicts_with = "database")]
+    all_databases: bool,
     #[command(flatten)]
     stage: StageArgs,
     #[command(flatten)]
@@ -68,14 +77,57 @@ pub(super) fn default_jobs() -> NonZeroUsize {
 }
 
 pub(super) fn run(args: &PostgresArgs, console: &Console) -> anyhow::Result<Exit> {
-    let filter = filter_options(&args.name, &args.stage, args.shrink.limit())?;
-    let request = request(&args.connection)?;
+    let filter = |name: &str| filter_options(name, &args.stage, args.shrink.limit());
+    let one = filter(&args.name)?;
+    let request = server_request(&args.connection)?;
+    let options = options(args)?;
+    let open_input = |cancel: &Cancel| anyhow::Ok(Patient::new(console.input(PIPE)?, cancel));
+    if !args.all_databases && args.connection.database.len() < 2 {
+        let input = open_input(&one.cancel)?;
+        let server = Server::new(&request)?;
+        return filter::run(input, console.output(), &one, console, |work| {
+            postgres::begin(&server, &options, work)
+        });
+    }
+    let server = Server::new(&request)?;
+    let databases = if args.all_databases {
+        databases::all(&server, &one.cancel, console)?
+    } else {
+        args.connection.database.clone()
+    };
+    // All snapshots are taken first; then one database is dumped after the other.
+    let turn = Mutex::new(());
+    let mut steps = Vec::new();
+    for (component, database) in databases::components(&args.name, &databases)? {
+        let (filter, server) = (filter(&component)?, server.in_database(database));
+        let (options, turn) = (&options, &turn);
+        let cancel = filter.cancel.clone();
+        let run = move |input: &mut dyn Read, output: &mut dyn Write| {
+            filter::run(input, output, &filter, console, |work| {
+                let dump = postgres::begin(&server, options, work)?;
+                Ok(move |work: &Work<'_>| {
+                    let _mine = turn.lock().unwrap_or_else(PoisonError::into_inner);
+                    dump(work)
+                })
+            })
+        };
+        steps.push(Step { run: Box::new(run), cancel });
+    }
+    let Some(first) = steps.first() else {
+        return Err(fail(Exit::NotFound, "the server has no database to dump"));
+    };
+    let cancel = first.cancel.clone();
+    let input = || Ok(Box::new(open_input(&cancel)?) as Box<dyn Read>);
+    several::run(steps, Ends { input, output: || console.output() })
+}
+
+fn options(args: &PostgresArgs) -> anyhow::Result<postgres::Options> {
     if args.clean && args.format != Format::Plain {
         return Err(Failure::new(Exit::Usage, "--clean is for plain dumps")
             .hint("an archive is told so when it is restored")
             .into());
     }
-    let options = postgres::Options {
+    Ok(postgres::Options {
         format: args.format,
         compression: args.compress,
         jobs: args.jobs.get(),
@@ -87,10 +139,5 @@ pub(super) fn run(args: &PostgresArgs, console: &Console) -> anyhow::Result<Exit
         exclude_table_data: args.exclude_table_data.clone(),
         level: args.fingerprint,
         schema_version_query: args.schema_version_query.clone(),
-    };
-    let input = Patient::new(console.input(PIPE)?, &filter.cancel);
-    let server = Server::new(&request)?;
-    filter::run(input, console.output(), &filter, console, |work| {
-        postgres::begin(&server, &options, work)
     })
 }

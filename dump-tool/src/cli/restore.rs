@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use bk_manifest::exit::{Exit, Failure, fail};
+use bk_manifest::exit::{Exit, Failure};
 use bk_manifest::shell::Console;
 use bk_manifest::time::Time;
 
@@ -58,7 +58,10 @@ pub(super) fn run(args: &RestoreArgs, console: &Console) -> anyhow::Result<Exit>
         restore::Target::Sqlite(sqlite::restore::Target { path, replaces, even_if_open, now })
     } else if let Some(folder) = &args.into {
         restore::Target::Folder(unpack::Target { folder, replaces, now })
-    } else if let Some(asked) = postgres_target(&args.connection, &request)? {
+    } else if is_cluster(&args.connection, &request) {
+        server = Server::new(&request)?;
+        restore::Target::Cluster(&server)
+    } else if let Some(asked) = postgres_target(&args.connection, &request) {
         if replaces {
             return Err(Failure::new(Exit::Usage, "--replace is not for PostgreSQL databases")
                 .hint("restore into a new one (--database NAME) and rename them")
@@ -83,22 +86,25 @@ pub(super) fn run(args: &RestoreArgs, console: &Console) -> anyhow::Result<Exit>
     restore::restore(input, console.output(), &options, console)
 }
 
+/// Whether a server was named, and no database on it: roles are restored so.
+fn is_cluster(args: &ConnectionArgs, request: &Request) -> bool {
+    let is_asked = args.via.is_some() || args.user.is_some();
+    let is_named = !args.database.is_empty() || request.url.is_some();
+    is_asked && !is_named && request.default_database.is_none()
+}
+
 /// The connection to restore through, if one was asked for; the database must have been named.
-fn postgres_target(args: &ConnectionArgs, request: &Request) -> anyhow::Result<Option<Request>> {
+fn postgres_target(args: &ConnectionArgs, request: &Request) -> Option<Request> {
     let is_asked = args.via.is_some()
         || args.url_env.is_some()
-        || args.database.is_some()
+        || !args.database.is_empty()
         || args.user.is_some();
     if !is_asked {
-        return Ok(None);
-    }
-    let is_named = args.database.is_some() || request.url.is_some();
-    if !is_named && request.default_database.is_none() {
-        return Err(fail(Exit::Usage, "which database to restore into? --database NAME"));
+        return None;
     }
     let mut request = request.clone();
-    if !is_named {
+    if args.database.is_empty() && request.url.is_none() {
         request.database.clone_from(&request.default_database);
     }
-    Ok(Some(request))
+    Some(request)
 }

@@ -1,9 +1,9 @@
 //! Dumps in directory format: a folder with a table of contents and a file for each table and large
 //! object.
 //!
-//! Out of a container such a dump comes as the tar that `pg_dump` can write into a pipe, and is split
-//! into the same files on its way: an unpacked tar is a dump in directory format. Back into a
-//! container it goes as a tar that is unpacked there.
+//! Out of a container, or from another host, such a dump comes as the tar that `pg_dump` can write
+//! into a pipe, and is split into the same files on its way: an unpacked tar is a dump in directory
+//! format. Back it goes as a tar that is unpacked there.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
@@ -22,7 +22,8 @@ use crate::filter::Work;
 pub const CONTENTS: &str = "toc.dat";
 /// SQL for people, which only the tar has.
 const SCRIPT: &str = "restore.sql";
-/// Unpacks a dump inside a container, and runs `pg_restore` with its arguments on the folder.
+/// Unpacks a dump where `pg_restore` is, and runs it with its arguments on the folder. However our end
+/// of the pipe is lost, the folder goes; only a shell that is killed there leaves it.
 const UNPACK: &str = "set -e; folder=$(mktemp -d); trap 'rm -rf -- \"$folder\"' EXIT; \
     trap 'exit 143' HUP INT TERM; tar -xf - -C \"$folder\"; pg_restore \"$@\" \"$folder\"";
 
@@ -102,8 +103,8 @@ fn copy(
 
 /// Runs `pg_restore` on the folder of a dump, wherever the server's programs are.
 ///
-/// Inside a container it is unpacked first, into that container's temporary folder; its image must
-/// have `sh` and `tar`.
+/// Elsewhere it is unpacked first, into the temporary folder there; a container's image must have
+/// `sh`, `tar`, `mktemp` and `rm`.
 ///
 /// # Errors
 /// If it cannot be started or we are told to stop. Its own failure is in [`Finished`].
@@ -127,7 +128,7 @@ pub fn pg_restore(
     let finished = running.wait()?;
     match sent {
         // It has ended early: its own words say why.
-        Err(error) if !(finished.is_success() || is_broken_pipe(&error)) => Err(error),
+        Err(error) if !is_broken_pipe(&error) => Err(error),
         _ => Ok(finished),
     }
 }
@@ -148,7 +149,7 @@ fn send(folder: &Path, stdin: impl io::Write, progress: &dyn Progress) -> anyhow
         header.set_size(size);
         header.set_mode(0o600);
         tar.append_data(&mut header, found.file_name(), BufReader::new(file).take(size))
-            .context("cannot send the dump into the container")?;
+            .context("cannot send the dump")?;
         progress.advance(size, 0);
     }
     tar.into_inner()

@@ -295,8 +295,8 @@ fn read_output(
     Ok(finished)
 }
 
-/// Ends a `pg_dump` and the reading of tables inside a container: Docker does not, whatever becomes
-/// of `docker exec` (<https://github.com/moby/moby/issues/9098>).
+/// Ends a `pg_dump` and the reading of tables inside a container or on another host: neither Docker nor
+/// ssh does, whatever becomes of our end (<https://github.com/moby/moby/issues/9098>).
 fn end_session(server: &Server, tag: &str) -> anyhow::Result<()> {
     let list =
         "SELECT count(pg_catalog.pg_terminate_backend(pid)) FROM pg_catalog.pg_stat_activity";

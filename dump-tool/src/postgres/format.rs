@@ -80,7 +80,7 @@ impl Form {
                 return Err(refused(message).into());
             }
             if format == Format::Directory && is_piped {
-                let message = "a directory that comes out of a container is not compressed by zstd";
+                let message = "a directory that comes out of --via is not compressed by zstd";
                 return Err(refused(message.into()).into());
             }
         }

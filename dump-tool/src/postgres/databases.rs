@@ -1,0 +1,78 @@
+//! Several databases of one server, each a component of its own.
+
+use std::collections::BTreeMap;
+
+use bk_manifest::command::Cancel;
+use bk_manifest::exit::{Exit, Failure};
+use bk_manifest::progress::Progress;
+use serde_json::Value;
+
+use super::connection::Server;
+use super::session::Session;
+use crate::filter;
+
+/// The databases of a server; templates and those that let nobody in are left out.
+///
+/// # Errors
+/// As [`Session::open`].
+pub fn all(
+    server: &Server,
+    cancel: &Cancel,
+    progress: &dyn Progress,
+) -> anyhow::Result<Vec<String>> {
+    let rows = Session::open(&server.in_some_database(), cancel)?.rows(
+        "SELECT datname::text AS name, datallowconn AND NOT datistemplate AS is_taken \
+         FROM pg_catalog.pg_database ORDER BY datname",
+    )?;
+    let (mut taken, mut left) = (Vec::new(), Vec::new());
+    for row in &rows {
+        let is_taken = row.get("is_taken").and_then(Value::as_bool).unwrap_or(false);
+        let names = if is_taken { &mut taken } else { &mut left };
+        names.extend(row.get("name").and_then(Value::as_str).map(str::to_owned));
+    }
+    if !left.is_empty() {
+        let left = left.join(", ");
+        progress.note(&format!("templates and closed databases are left out: {left}"));
+    }
+    Ok(taken)
+}
+
+/// Names a component for each database: `NAME-<database>`, with '-' for what a component's name
+/// cannot hold.
+///
+/// # Errors
+/// [`Exit::Usage`] for two databases that would have the same name, or a name that is too long.
+pub fn components<'a>(
+    name: &str,
+    databases: &'a [String],
+) -> anyhow::Result<BTreeMap<String, &'a str>> {
+    let mut components: BTreeMap<String, &str> = BTreeMap::new();
+    for database in databases {
+        let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
+        let component = format!("{name}-{}", database.chars().map(plain).collect::<String>());
+        filter::check_name(&component)?;
+        if let Some(other) = components.insert(component.clone(), database) {
+            let message = format!("'{other}' and '{database}' would both be '{component}'");
+            return Err(Failure::new(Exit::Usage, message)
+                .hint("dump them in two steps, each with its --name")
+                .into());
+        }
+    }
+    Ok(components)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_database_has_a_name_of_its_own() {
+        let databases = ["app", "Ödd name", "a.b"].map(str::to_owned);
+        let components = components("database", &databases).unwrap();
+        let names: Vec<&str> = components.keys().map(String::as_str).collect();
+        assert_eq!(names, ["database--dd-name", "database-a.b", "database-app"]);
+        let alike = ["a b", "a-b"].map(str::to_owned);
+        assert!(super::components("database", &alike).is_err());
+        assert!(super::components("database", &["x".repeat(200)]).is_err());
+    }
+}
