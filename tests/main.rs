@@ -11,6 +11,7 @@ mod pipeline;
 mod postgres;
 mod postgres_contents;
 mod postgres_formats;
+mod postgres_restore;
 mod postgres_transport;
 mod server;
 mod source_changes;

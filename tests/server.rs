@@ -34,6 +34,16 @@ pub struct Server {
 impl Server {
     /// Starts one with the empty database [`APP`].
     pub fn start() -> Self {
+        Server::start_with_disk(None)
+    }
+
+    /// The same, with a file system of its own of so many KiB in [`Server::small_disk`], which only the
+    /// server sees.
+    pub fn start_with_small_disk(kilobytes: u32) -> Self {
+        Server::start_with_disk(Some(kilobytes))
+    }
+
+    fn start_with_disk(small: Option<u32>) -> Self {
         let bin = bin_dir();
         let folder = tempfile::Builder::new().prefix("bk-pg-").tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
@@ -49,7 +59,7 @@ impl Server {
         fs::write(data.join("pg_hba.conf"), rules).unwrap();
         let mut left = 10;
         let (process, port) = loop {
-            match try_start(&bin, folder.path(), user) {
+            match try_start(&bin, folder.path(), user, small) {
                 Ok(started) => break started,
                 // Another process may have been given the port meanwhile.
                 Err(log) if log.contains("could not bind") && left > 0 => left -= 1,
@@ -69,6 +79,11 @@ impl Server {
     /// The folder of its socket.
     pub fn socket(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// The place of the small file system.
+    pub fn small_disk(&self) -> PathBuf {
+        self.folder.path().join("small")
     }
 
     /// Its TCP port, where [`ROLE`] needs the password.
@@ -303,18 +318,50 @@ fn server_command(program: &Path, folder: &Path, user: Option<(u32, u32)>) -> Co
     command
 }
 
+/// Has a command run with a small file system in `small` that nobody else sees.
+fn on_small_disk(
+    command: &Command,
+    folder: &Path,
+    user: Option<(u32, u32)>,
+    kilobytes: u32,
+) -> Command {
+    fs::create_dir_all(folder.join("small")).unwrap();
+    let (uid, gid) = user.unwrap_or((0, 0));
+    let mount = format!(
+        "mount -t tmpfs -o size={kilobytes}k,uid={uid},gid={gid},mode=0700 none small && exec \"$@\""
+    );
+    // Root may mount by itself; anybody else as root of a user namespace.
+    let space = if user.is_some() { "-m" } else { "-rm" };
+    let mut wrapped = Command::new("unshare");
+    wrapped.args([space, "sh", "-c", &mount, "sh"]).arg(command.get_program());
+    wrapped.args(command.get_args()).current_dir(folder).env_clear();
+    let variables = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    wrapped.envs(variables);
+    wrapped
+}
+
 /// Starts the server on a free port; otherwise returns what it wrote.
-fn try_start(bin: &Path, folder: &Path, user: Option<(u32, u32)>) -> Result<(Child, u16), String> {
+fn try_start(
+    bin: &Path,
+    folder: &Path,
+    user: Option<(u32, u32)>,
+    small: Option<u32>,
+) -> Result<(Child, u16), String> {
     let free = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = free.local_addr().unwrap().port();
     drop(free);
     let (log, data) = (folder.join("log"), folder.join("data"));
-    let mut process = server_command(&bin.join("postgres"), folder, user)
+    let mut command = server_command(&bin.join("postgres"), folder, user);
+    if let Some(kilobytes) = small {
+        command = on_small_disk(&command, folder, user, kilobytes);
+    }
+    let mut process = command
         .arg("-D")
         .arg(&data)
         .args(["-p", &port.to_string(), "-h", "127.0.0.1", "-k"])
         .arg(folder)
         .args(["-c", "fsync=off", "-c", "full_page_writes=off", "-c", "shared_buffers=16MB"])
+        .args(["-c", "wal_level=logical", "-c", "max_prepared_transactions=2"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(fs::File::create(&log).unwrap())

@@ -103,38 +103,22 @@ pub fn restore(
         Target::Cluster(server) => server,
         _ => &nowhere,
     };
+    // What can be told before a large dump is read.
     match &options.target {
         Target::Sqlite(target) => sqlite::restore::check_target(target)?,
-        Target::None | Target::Postgres(_) | Target::Cluster(_) | Target::Folder(_) => {}
+        Target::Postgres(target) => postgres::restore::check_client(target, &component.extra)?,
+        Target::None | Target::Cluster(_) | Target::Folder(_) => {}
     }
     let dump = checked(&options.from, component, &entries, server, progress)?;
-    let is_globals = component.kind == globals::KIND;
+    let backup = document.header.the_backup()?.id;
+    let step = Step::plan(&dump, component, &backup, options, progress)?;
     if options.is_dry_run {
-        match &options.target {
-            Target::Postgres(_) | Target::Cluster(_) if is_globals => {
-                globals::restore(dump.kind, dump.open()?, server, true, progress)?;
-            }
-            Target::Postgres(target) => postgres::restore::check_target(target)?,
-            _ => {}
-        }
         progress.note(&format!("the component '{}' can be restored", component.name));
         let exit = document.trailer.exit()?;
         document.write(output, Format::Json)?;
         return Ok(exit);
     }
-    match &options.target {
-        Target::Postgres(_) | Target::Cluster(_) if is_globals => {
-            globals::restore(dump.kind, dump.open()?, server, false, progress)?;
-        }
-        Target::Postgres(target) => {
-            postgres::restore::restore(&dump, &component.extra, target, progress)?;
-        }
-        Target::Sqlite(target) => {
-            sqlite::restore::restore(dump.open()?, &component.extra, target, progress)?;
-        }
-        Target::Folder(target) => unpack::unpack(dump.kind, dump.open()?, target, progress)?,
-        Target::None | Target::Cluster(_) => return Err(no_target(component)),
-    }
+    step.carry_out(&dump, component, progress)?;
     progress.note(&format!("restored the component '{}'", component.name));
     let exit = document.trailer.exit()?;
     let mut run = document.trailer.run()?;
@@ -147,6 +131,62 @@ pub fn restore(
     document.trailer.set_run(&run);
     document.write(output, Format::Json)?;
     Ok(exit)
+}
+
+/// What is going to be done with a dump; nothing has been yet.
+enum Step<'a> {
+    Database(Box<postgres::restore::Plan<'a>>),
+    Roles(&'a Server),
+    File(&'a sqlite::restore::Target),
+    Folder(&'a unpack::Target<'a>),
+}
+
+impl<'a> Step<'a> {
+    fn plan(
+        dump: &'a Dump,
+        component: &'a Component,
+        backup: &'a str,
+        options: &'a Options<'_>,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Self> {
+        let is_globals = component.kind == globals::KIND;
+        let roles = |server: &'a Server| {
+            if options.is_dry_run {
+                globals::restore(dump.kind, dump.open()?, server, true, progress)?;
+            }
+            Ok(Step::Roles(server))
+        };
+        match &options.target {
+            Target::Postgres(target) if is_globals => roles(target.server),
+            Target::Cluster(server) if is_globals => roles(server),
+            Target::Postgres(target) => {
+                let (record, is_dry_run) = (&component.extra, options.is_dry_run);
+                postgres::restore::plan(dump, record, backup, target, is_dry_run, progress)
+                    .map(|plan| Step::Database(Box::new(plan)))
+            }
+            Target::Sqlite(target) => Ok(Step::File(target)),
+            Target::Folder(target) => Ok(Step::Folder(target)),
+            Target::None | Target::Cluster(_) => Err(no_target(component)),
+        }
+    }
+
+    fn carry_out(
+        self,
+        dump: &Dump,
+        component: &Component,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<()> {
+        match self {
+            Step::Database(plan) => plan.carry_out(progress),
+            Step::Roles(server) => {
+                globals::restore(dump.kind, dump.open()?, server, false, progress)
+            }
+            Step::File(target) => {
+                sqlite::restore::restore(dump.open()?, &component.extra, target, progress)
+            }
+            Step::Folder(target) => unpack::unpack(dump.kind, dump.open()?, target, progress),
+        }
+    }
 }
 
 fn no_target(component: &Component) -> anyhow::Error {

@@ -1,18 +1,20 @@
 //! The command line of `bk-dump restore`.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use bk_manifest::exit::{Exit, Failure};
+use bk_manifest::exit::Exit;
 use bk_manifest::shell::Console;
 use bk_manifest::time::Time;
 
 use super::RESTORE_PIPE;
 use super::connection::{ConnectionArgs, request};
+use super::postgres::default_jobs;
 use crate::postgres::connection::{Request, Server};
+use crate::postgres::restore::{Wanted, Way, Without};
 use crate::{postgres, restore, sqlite, unpack};
 
 #[derive(Debug, clap::Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(super) struct RestoreArgs {
     /// Folder that `bk-push fetch` has filled
     #[arg(long, value_name = "DIR")]
@@ -29,7 +31,8 @@ pub(super) struct RestoreArgs {
     /// Check the dump and whether the target would take it, and touch nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Put aside what is there: a database as NAME.before-TIME, files in .bk-replaced-TIME/
+    /// Put aside what is there: a file as NAME.before-TIME, files in .bk-replaced-TIME/, a database
+    /// as NAME + __before_ + TIME
     #[arg(long)]
     replace: bool,
     /// For SQLite: replace a database that a process still has open
@@ -39,13 +42,59 @@ pub(super) struct RestoreArgs {
     #[arg(long, requires = "replace", requires = "to")]
     even_if_open: bool,
     #[command(flatten)]
+    postgres: PostgresArgs,
+    #[command(flatten)]
     connection: ConnectionArgs,
+}
+
+/// What only a restore of PostgreSQL knows.
+#[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+struct PostgresArgs {
+    /// For PostgreSQL: sessions that load at once (custom and directory format)
+    #[arg(long, value_name = "N", default_value_t = default_jobs())]
+    jobs: NonZeroUsize,
+    /// For PostgreSQL: drop the old database once the new one is in its place
+    #[arg(long, requires = "replace", conflicts_with_all = ["in_place", "table", "schema"])]
+    drop_old: bool,
+    /// For PostgreSQL: load into the database that is there, in one transaction
+    #[arg(long)]
+    in_place: bool,
+    /// For PostgreSQL: only this table with all that belongs to it (can be repeated)
+    #[arg(long, value_name = "SCHEMA.TABLE", value_parser = Wanted::table)]
+    table: Vec<Wanted>,
+    /// For PostgreSQL: only what is in this schema (can be repeated)
+    #[arg(long, value_name = "NAME", value_parser = Wanted::schema)]
+    schema: Vec<Wanted>,
     /// For PostgreSQL: everything belongs to the role that restores
     #[arg(long)]
     no_owner: bool,
     /// For PostgreSQL: leave out who may do what
     #[arg(long)]
     no_acl: bool,
+    /// For PostgreSQL: make the roles that the server lacks, without login
+    #[arg(long)]
+    create_missing_roles: bool,
+}
+
+impl PostgresArgs {
+    fn options(&self, replaces: bool, now: Time) -> postgres::restore::Options {
+        let wanted: Vec<Wanted> = self.table.iter().chain(&self.schema).cloned().collect();
+        postgres::restore::Options {
+            now,
+            way: if !wanted.is_empty() {
+                Way::Selected(wanted)
+            } else if self.in_place {
+                Way::InPlace
+            } else {
+                Way::Swap { drops_old: self.drop_old }
+            },
+            replaces,
+            jobs: self.jobs,
+            without: Without { owners: self.no_owner, rights: self.no_acl },
+            creates_roles: self.create_missing_roles,
+        }
+    }
 }
 
 pub(super) fn run(args: &RestoreArgs, console: &Console) -> anyhow::Result<Exit> {
@@ -62,16 +111,10 @@ pub(super) fn run(args: &RestoreArgs, console: &Console) -> anyhow::Result<Exit>
         server = Server::new(&request)?;
         restore::Target::Cluster(&server)
     } else if let Some(asked) = postgres_target(&args.connection, &request) {
-        if replaces {
-            return Err(Failure::new(Exit::Usage, "--replace is not for PostgreSQL databases")
-                .hint("restore into a new one (--database NAME) and rename them")
-                .into());
-        }
         server = Server::new(&asked)?;
         restore::Target::Postgres(postgres::restore::Target {
             server: &server,
-            no_owner: args.no_owner,
-            no_acl: args.no_acl,
+            options: args.postgres.options(replaces, now),
         })
     } else {
         restore::Target::None

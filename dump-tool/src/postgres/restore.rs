@@ -1,270 +1,200 @@
-//! Loading a dump of PostgreSQL into a database that is new or empty.
+//! Getting a dump of PostgreSQL back: planned and told first, then done.
+//!
+//! The usual way ([`replace`]) loads it into a database beside the one that it is for, compares that
+//! with what was recorded, and lets the two change names. [`in_place`] loads into the database itself,
+//! in one transaction; so do chosen tables and schemas.
 
-use std::fs::File;
+mod acl;
+mod archive;
+mod attributes;
+mod beside;
+mod compare;
+mod guard;
+mod in_place;
+mod load;
+mod names;
+mod old;
+mod plain;
+mod replace;
+mod requirements;
+mod selection;
+mod space;
+mod swap;
+
+use std::num::NonZeroUsize;
 
 use anyhow::Context;
-use bk_manifest::command::Cancel;
-use bk_manifest::exit::{Exit, Failure, classify, fail};
+use bk_manifest::exit::{Exit, Failure};
 use bk_manifest::progress::Progress;
+use bk_manifest::time::Time;
 use serde_json::{Map, Value};
 
-use super::client_version;
-use super::connection::{self, Server};
-use super::session::{Session, identifier, literal};
+pub use self::selection::Wanted;
+use super::connection::Server;
+use super::contents::Contents;
 use crate::restore::Dump;
 
-/// What is dumped into where.
+/// Where a dump goes.
 pub struct Target<'a> {
-    /// The server; its database is the one to be filled.
+    /// The server; its database is the one to be restored.
     pub server: &'a Server,
-    /// Leave out who owns what: everything belongs to the role that restores.
-    pub no_owner: bool,
-    /// Leave out who may do what.
-    pub no_acl: bool,
+    /// How it gets there.
+    pub options: Options,
 }
 
-/// Counts what is in a database beside what every new one has and what extensions put there.
-const USER_OBJECTS: &str = "\
-    WITH own AS (SELECT oid FROM pg_catalog.pg_namespace \
-        WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'), \
-    objects AS ( \
-        SELECT 'pg_class'::regclass AS class, oid, relname AS name FROM pg_catalog.pg_class \
-            WHERE relnamespace IN (SELECT oid FROM own) AND relkind NOT IN ('i', 'I', 't') \
-        UNION ALL SELECT 'pg_proc'::regclass, oid, proname FROM pg_catalog.pg_proc \
-            WHERE pronamespace IN (SELECT oid FROM own) \
-        UNION ALL SELECT 'pg_type'::regclass, oid, typname FROM pg_catalog.pg_type \
-            WHERE typnamespace IN (SELECT oid FROM own) AND typtype IN ('d', 'e', 'r') \
-        UNION ALL SELECT 'pg_namespace'::regclass, oid, nspname FROM pg_catalog.pg_namespace \
-            WHERE oid IN (SELECT oid FROM own) AND nspname <> 'public' \
-        UNION ALL SELECT 'pg_largeobject'::regclass, oid, oid::text \
-            FROM pg_catalog.pg_largeobject_metadata) \
-    SELECT name::text FROM objects WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_depend d \
-        WHERE d.classid = objects.class AND d.objid = objects.oid AND d.deptype = 'e') \
-    ORDER BY name LIMIT 3";
+/// How a dump is restored.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The time that the old database is named after.
+    pub now: Time,
+    /// The way.
+    pub way: Way,
+    /// Whether what is there may be replaced.
+    pub replaces: bool,
+    /// Sessions that load at once, where the form of the dump allows it.
+    pub jobs: NonZeroUsize,
+    /// What of the dump is left out.
+    pub without: Without,
+    /// Make the roles that the dump needs and the server lacks, without login.
+    pub creates_roles: bool,
+}
 
-/// Loads a dump; a database that is not there is made first, with the locale that was recorded.
-///
-/// All of it goes in in one transaction: on an error a database that was made here is gone again,
-/// and one that was there is as empty as before.
+/// What of a dump can be left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Without {
+    /// Who owns what: everything belongs to the role that restores.
+    pub owners: bool,
+    /// Who may do what.
+    pub rights: bool,
+}
+
+/// The ways to restore.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Load beside, compare, change names.
+    Swap {
+        /// Whether the old database is dropped at the end.
+        drops_old: bool,
+    },
+    /// Into the database that is there, in one transaction.
+    InPlace,
+    /// Only these, into the database that is there, in one transaction.
+    Selected(Vec<Wanted>),
+}
+
+/// A restore of one dump into one database.
+struct Job<'a> {
+    /// The server, with our name for sessions; its database is the one to be restored.
+    server: Server,
+    /// That database.
+    name: String,
+    dump: &'a Dump,
+    /// What was recorded of the dumped database.
+    record: &'a Map<String, Value>,
+    /// Of that, what it held; none if the backup does not say.
+    recorded: Option<Contents>,
+    /// The id of the backup.
+    backup: &'a str,
+    options: &'a Options,
+}
+
+/// What is going to be done; nothing has been yet.
+pub struct Plan<'a> {
+    job: Job<'a>,
+    steps: Steps,
+}
+
+enum Steps {
+    Replace(replace::Replacement),
+    InPlace(in_place::InPlace),
+}
+
+/// Fails if the programs here are too old for the dump, which would look damaged to them.
 ///
 /// # Errors
-/// [`Exit::Usage`] for a database that is not empty, which is not touched; what the programs said.
-pub fn restore(
-    dump: &Dump,
-    facts: &Map<String, Value>,
-    target: &Target<'_>,
+/// [`Exit::Usage`] with both versions; a program that is missing.
+pub fn check_client(target: &Target<'_>, record: &Map<String, Value>) -> anyhow::Result<()> {
+    requirements::check_client(target.server, record)
+}
+
+/// Looks at everything that the restore needs, and tells what it will do.
+///
+/// Nothing is done, but for one thing: a database that a killed restore left closed takes connections
+/// again, unless this `is_dry_run`.
+///
+/// # Errors
+/// [`Exit::Usage`], [`Exit::Denied`], [`Exit::Busy`] or [`Exit::NotFound`] for what stands against
+/// it; what the programs said.
+pub fn plan<'a>(
+    dump: &'a Dump,
+    record: &'a Map<String, Value>,
+    backup: &'a str,
+    target: &'a Target<'_>,
+    is_dry_run: bool,
     progress: &dyn Progress,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Plan<'a>> {
     let name = target.server.database().context("no database was named")?.to_owned();
-    client_version(target.server, "pg_restore")?;
+    if name.len() > names::NAME_LIMIT {
+        let message = format!("the name '{name}' is longer than {} bytes", names::NAME_LIMIT);
+        return Err(Failure::new(Exit::Usage, message).into());
+    }
     let tag = format!("bk-dump restore {}", std::process::id());
     let server = target.server.with("PGAPPNAME", &tag);
-    let is_new = prepare(&server, &name, facts, progress)?;
-    let loaded = load(dump.open()?, &server, &name, target, progress);
-    if loaded.is_err() {
-        let undone = undo(&server, &name, is_new, &tag);
-        if let Err(error) = undone {
-            progress.warn(&format!("the database '{name}' could not be cleaned up: {error:#}"));
-        }
-    }
-    loaded.with_context(|| format!("cannot restore into the database '{name}'"))
-}
-
-/// Looks whether the database could be restored into: it is empty, or not there.
-///
-/// # Errors
-/// As [`restore`], before anything was touched.
-pub fn check_target(target: &Target<'_>) -> anyhow::Result<()> {
-    let name = target.server.database().context("no database was named")?;
-    client_version(target.server, "pg_restore")?;
-    open_empty(target.server, name).map(|_| ())
-}
-
-/// A session in an empty database; `None` if there is no such database.
-fn open_empty(server: &Server, name: &str) -> anyhow::Result<Option<Session>> {
-    let mut session = match Session::open(server, &Cancel::default()) {
-        Ok(session) => session,
-        Err(error) => {
-            bk_manifest::signal::check()?;
-            // Only the server's list is believed: its messages may be in any language.
-            let is_missing = maintenance(server).and_then(|mut session| {
-                let list = "SELECT count(*) FROM pg_catalog.pg_database WHERE datname = ";
-                Ok(session.value(&format!("{list}{}", literal(name)))? == "0")
-            });
-            return if is_missing.unwrap_or(false) { Ok(None) } else { Err(error) };
-        }
+    let recorded = Contents::of_record(record)?;
+    let job = Job { server, name, dump, record, recorded, backup, options: &target.options };
+    job.check_plain()?;
+    let steps = match &target.options.way {
+        Way::Swap { .. } => Steps::Replace(replace::Replacement::plan(&job, is_dry_run, progress)?),
+        Way::InPlace => Steps::InPlace(in_place::InPlace::plan(&job, &[], progress)?),
+        Way::Selected(wanted) => Steps::InPlace(in_place::InPlace::plan(&job, wanted, progress)?),
     };
-    let found: Vec<String> = session
-        .rows(USER_OBJECTS)?
-        .iter()
-        .filter_map(|row| row.get("name").and_then(Value::as_str).map(str::to_owned))
-        .collect();
-    if !found.is_empty() {
-        let message =
-            format!("the database '{name}' is not empty: it holds {}, …", found.join(", "));
-        return Err(Failure::new(Exit::Usage, message)
-            .hint("name a new one (--database NAME): it will be made")
-            .into());
-    }
-    Ok(Some(session))
+    Ok(Plan { job, steps })
 }
 
-/// Makes sure that the database is there and empty; says whether it was made.
-fn prepare(
-    server: &Server,
-    name: &str,
-    facts: &Map<String, Value>,
-    progress: &dyn Progress,
-) -> anyhow::Result<bool> {
-    let Some(mut session) = open_empty(server, name)? else {
-        create(server, name, facts, progress)?;
-        progress.note(&format!("made the database '{name}'"));
-        return Ok(true);
-    };
-    let encoding = session.value("SHOW server_encoding")?;
-    let recorded = facts.get("encoding").and_then(Value::as_str).unwrap_or(&encoding);
-    if encoding != recorded {
-        progress.warn(&format!(
-            "the database '{name}' has the encoding {encoding}, the dump {recorded}"
-        ));
-    }
-    Ok(false)
-}
-
-/// A session in a database that every server has.
-fn maintenance(server: &Server) -> anyhow::Result<Session> {
-    let cancel = Cancel::default();
-    Session::open(&server.in_database("postgres"), &cancel)
-        .or_else(|_| Session::open(&server.in_database("template1"), &cancel))
-}
-
-fn create(
-    server: &Server,
-    name: &str,
-    facts: &Map<String, Value>,
-    progress: &dyn Progress,
-) -> anyhow::Result<()> {
-    let text = |fact: &str| facts.get(fact).and_then(Value::as_str);
-    let mut plain = format!("CREATE DATABASE {} TEMPLATE template0", identifier(name));
-    if let Some(encoding) = text("encoding") {
-        plain += " ENCODING ";
-        plain += &literal(encoding);
-    }
-    let mut exact = plain.clone();
-    for (fact, option) in [("collate", "LC_COLLATE"), ("ctype", "LC_CTYPE")] {
-        if let Some(value) = text(fact) {
-            exact.extend([" ", option, " ", &literal(value)]);
+impl Plan<'_> {
+    /// Does it.
+    ///
+    /// # Errors
+    /// [`Exit::Damaged`] if what was loaded is not what was recorded; what the programs said. The
+    /// database is as it was then, or the message says otherwise.
+    pub fn carry_out(self, progress: &dyn Progress) -> anyhow::Result<()> {
+        let context = format!("cannot restore into the database '{}'", self.job.name);
+        match self.steps {
+            Steps::Replace(replacement) => replacement.carry_out(&self.job, progress),
+            Steps::InPlace(in_place) => in_place.carry_out(&self.job, progress),
         }
+        .context(context)
     }
-    if let Some(locale) = text("locale") {
-        let option = match text("locale_provider") {
-            Some("i") => " LOCALE_PROVIDER icu ICU_LOCALE ",
-            Some("b") => " LOCALE_PROVIDER builtin BUILTIN_LOCALE ",
-            _ => "",
-        };
-        if !option.is_empty() {
-            exact.extend([option, &literal(locale)]);
+}
+
+impl Job<'_> {
+    /// What can be known of a plain dump before it is loaded.
+    fn check_plain(&self) -> anyhow::Result<()> {
+        let Some(compression) = load::compression(self.dump.kind) else { return Ok(()) };
+        let refused = |message: &str| Failure::new(Exit::Usage, message);
+        if matches!(self.options.way, Way::Selected(_)) {
+            return Err(refused("single tables cannot be taken out of a plain dump")
+                .hint("restore it into a database of its own (--database NAME) and copy them")
+                .into());
         }
-    }
-    let first = maintenance(server)?.query(&exact);
-    let Err(error) = first else { return Ok(()) };
-    let said = format!("{error:#}").to_lowercase();
-    if exact == plain || !["locale", "collat", "icu"].iter().any(|word| said.contains(word)) {
-        return Err(error.context(format!("cannot make the database '{name}'")));
-    }
-    progress.warn(&format!(
-        "this server does not have the locale of the dumped database ({}): text may sort otherwise",
-        text("locale").or_else(|| text("collate")).unwrap_or("unknown"),
-    ));
-    maintenance(server)?
-        .query(&plain)
-        .with_context(|| format!("cannot make the database '{name}'"))?;
-    Ok(())
-}
-
-fn load(
-    dump: File,
-    server: &Server,
-    name: &str,
-    target: &Target<'_>,
-    progress: &dyn Progress,
-) -> anyhow::Result<()> {
-    progress.begin(&format!("restoring into '{name}'"), None);
-    let mut command = server.command("pg_restore")?.args([
-        "--exit-on-error",
-        "--single-transaction",
-        "--no-password",
-    ]);
-    if target.no_owner {
-        command = command.arg("--no-owner");
-    }
-    if target.no_acl {
-        command = command.arg("--no-acl");
-    }
-    let command = command.arg(format!("--dbname={}", conninfo(name))).input(dump);
-    let (_, finished) = command.output()?;
-    progress.end();
-    if finished.is_success() {
-        for line in finished.lines() {
-            progress.warn(line);
+        if self.options.without != Without::default() {
+            return Err(refused("owners and rights are part of a plain dump")
+                .hint("roles that the server lacks can be made: --create-missing-roles")
+                .into());
         }
-        return Ok(());
-    }
-    let error = connection::failure(&finished);
-    let said = &finished.stderr;
-    let lacks_role = said.contains("role \"") && said.contains("does not exist");
-    if lacks_role || said.contains("must be member of") || said.contains("to SET ROLE") {
-        return Err(Failure::new(classify(&error), error.to_string())
-            .hint("make the role first, or restore without owners: --no-owner --no-acl")
-            .into());
-    }
-    Err(error)
-}
-
-/// A database's name where libpq would take a connection string.
-fn conninfo(name: &str) -> String {
-    format!("dbname='{}'", name.replace('\\', "\\\\").replace('\'', "\\'"))
-}
-
-/// Takes back what a failed load began, also after we were told to stop.
-///
-/// Inside a container the load may go on without us, so its sessions are ended first.
-fn undo(server: &Server, name: &str, is_new: bool, tag: &str) -> anyhow::Result<()> {
-    let mut session = Session::open_for_cleanup(&server.in_database("postgres"))
-        .or_else(|_| Session::open_for_cleanup(&server.in_database("template1")))
-        .or_else(|_| Session::open_for_cleanup(server))?;
-    session.query(&format!(
-        "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity \
-         WHERE pid <> pg_backend_pid() AND datname = {} AND application_name = {}",
-        literal(name),
-        literal(tag),
-    ))?;
-    if is_new {
-        let mut left = 50;
-        while session.value(&format!(
-            "SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE pid <> pg_backend_pid() \
-             AND datname = {}",
-            literal(name),
-        ))? != "0"
-        {
-            if left == 0 {
-                return Err(fail(Exit::Failed, "it is in use"));
-            }
-            left -= 1;
-            std::thread::sleep(std::time::Duration::from_millis(100));
+        if plain::is_cluster(load::decoded(self.dump.open()?, compression)?)? {
+            return Err(refused("this is a dump of a whole server (pg_dumpall)")
+                .hint("read it by psql: it makes roles and databases, and connects to them")
+                .into());
         }
-        session.query(&format!("DROP DATABASE {}", identifier(name)))?;
+        Ok(())
     }
-    Ok(())
-}
 
-#[cfg(test)]
-mod tests {
-    use super::conninfo;
-
-    #[test]
-    fn a_database_name_is_no_connection_string() {
-        assert_eq!(conninfo("app"), "dbname='app'");
-        assert_eq!(conninfo("x' host='evil"), "dbname='x\\' host=\\'evil'");
+    fn loading(&self) -> load::Loading<'_> {
+        load::Loading {
+            jobs: self.options.jobs.get(),
+            without: self.options.without,
+            ..load::Loading::default()
+        }
     }
 }

@@ -1,0 +1,188 @@
+//! The database that a dump is loaded into, beside the one that it will replace: made, known again
+//! after a crash, and dropped.
+
+use std::time::Duration;
+
+use bk_manifest::exit::{Exit, Failure};
+use bk_manifest::progress::Progress;
+use serde_json::{Map, Value};
+
+use super::guard::Guard;
+use super::{Job, names};
+use crate::postgres::session::{identifier, literal};
+
+/// Begins the comment of a database that was made here, until it takes its final name.
+const MARK: &str = "bk-dump: unfinished restore, may be dropped: ";
+/// Such a database is made closed and with this connection limit, which no one else chooses: so it is
+/// known also if its maker died before it could write the comment.
+const NEWBORN_LIMIT: u32 = 1_113_288_271;
+/// How long the sessions of a dead restore may take to end.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The database that is loaded, and that nobody else knows of.
+pub(super) struct Beside {
+    /// Its name.
+    pub(super) name: String,
+}
+
+impl Beside {
+    /// Makes it with the encoding and the locale that were recorded, once what dead restores into the
+    /// same database left is gone.
+    ///
+    /// # Errors
+    /// [`Exit::Usage`] if a database of its name is not ours; what the server said.
+    pub(super) fn create(
+        guard: &mut Guard,
+        job: &Job<'_>,
+        tablespace: Option<&str>,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Self> {
+        let (target, backup) = (job.name.as_str(), job.backup);
+        let name = names::beside(target, backup);
+        for left in left_over(guard, target, &name)? {
+            drop_database(guard, &left)?;
+            progress.note(&format!("dropped '{left}', which a restore had left unfinished"));
+        }
+        let options = Options { name: &name, tablespace, record: job.record };
+        create_closed(guard, &options, progress)?;
+        let mark = format!("{MARK}backup {backup}{}", mark_end(target));
+        let quoted = identifier(&name);
+        guard.run(&format!(
+            "BEGIN; COMMENT ON DATABASE {quoted} IS {}; \
+             ALTER DATABASE {quoted} ALLOW_CONNECTIONS true; \
+             ALTER DATABASE {quoted} CONNECTION LIMIT -1; COMMIT",
+            literal(&mark)
+        ))?;
+        Ok(Beside { name })
+    }
+
+    /// Drops it, and ends what still loads it.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub(super) fn drop(&self, guard: &mut Guard) -> anyhow::Result<()> {
+        drop_database(guard, &self.name)
+    }
+}
+
+fn mark_end(target: &str) -> String {
+    format!(" for {}", identifier(target))
+}
+
+/// Fails if a database of that name is there and was not made here.
+///
+/// # Errors
+/// [`Exit::Usage`]; what the server said.
+pub(super) fn check_name(guard: &mut Guard, target: &str, backup: &str) -> anyhow::Result<()> {
+    let name = names::beside(target, backup);
+    let is_ours = left_over(guard, target, &name)?.contains(&name);
+    if is_ours || !guard.has_database(&name)? {
+        return Ok(());
+    }
+    let message = format!("the database '{name}' is in the way, and was not made by bk-dump");
+    Err(Failure::new(Exit::Usage, message).hint("rename or drop it first").into())
+}
+
+/// The databases that restores into `target` made and did not finish. None is alive: the guard has
+/// the lock.
+///
+/// # Errors
+/// What the server said.
+pub(super) fn left_over(
+    guard: &mut Guard,
+    target: &str,
+    newborn: &str,
+) -> anyhow::Result<Vec<String>> {
+    let end = mark_end(target);
+    let rows = guard.rows(&format!(
+        "SELECT datname::text AS name FROM (SELECT d.*, \
+         pg_catalog.shobj_description(d.oid, 'pg_database') AS comment \
+         FROM pg_catalog.pg_database d) AS databases \
+         WHERE left(comment, {}) = {} AND right(comment, {}) = {} \
+         OR comment IS NULL AND datname = {} AND NOT datallowconn AND datconnlimit = {NEWBORN_LIMIT}",
+        MARK.chars().count(),
+        literal(MARK),
+        end.chars().count(),
+        literal(&end),
+        literal(newborn),
+    ))?;
+    let name = |row: &Value| row.get("name").and_then(Value::as_str).map(str::to_owned);
+    Ok(rows.iter().filter_map(name).collect())
+}
+
+/// Drops a database of ours, also while something still loads it.
+fn drop_database(guard: &mut Guard, name: &str) -> anyhow::Result<()> {
+    guard.end_sessions(name, PATIENCE)?;
+    guard.run(&format!("DROP DATABASE IF EXISTS {}", identifier(name)))
+}
+
+struct Options<'a> {
+    name: &'a str,
+    tablespace: Option<&'a str>,
+    record: &'a Map<String, Value>,
+}
+
+impl Options<'_> {
+    fn text(&self, fact: &str) -> Option<&str> {
+        self.record.get(fact).and_then(Value::as_str)
+    }
+
+    /// Without what another server may not have.
+    fn plain(&self) -> String {
+        let mut statement = format!(
+            "CREATE DATABASE {} TEMPLATE template0 ALLOW_CONNECTIONS false \
+             CONNECTION LIMIT {NEWBORN_LIMIT}",
+            identifier(self.name)
+        );
+        if let Some(tablespace) = self.tablespace {
+            statement.extend([" TABLESPACE ", &identifier(tablespace)]);
+        }
+        if let Some(encoding) = self.text("encoding") {
+            statement.extend([" ENCODING ", &literal(encoding)]);
+        }
+        statement
+    }
+
+    /// With the locale that was recorded.
+    fn exact(&self) -> String {
+        let mut statement = self.plain();
+        for (fact, option) in [("collate", "LC_COLLATE"), ("ctype", "LC_CTYPE")] {
+            if let Some(value) = self.text(fact) {
+                statement.extend([" ", option, " ", &literal(value)]);
+            }
+        }
+        let provider = match self.text("locale_provider") {
+            Some("i") => " LOCALE_PROVIDER icu ICU_LOCALE ",
+            Some("b") => " LOCALE_PROVIDER builtin BUILTIN_LOCALE ",
+            _ => return statement,
+        };
+        if let Some(locale) = self.text("locale") {
+            statement.extend([provider, &literal(locale)]);
+        }
+        if let Some(rules) = self.text("icu_rules") {
+            statement.extend([" ICU_RULES ", &literal(rules)]);
+        }
+        statement
+    }
+}
+
+fn create_closed(
+    guard: &mut Guard,
+    options: &Options<'_>,
+    progress: &dyn Progress,
+) -> anyhow::Result<()> {
+    let context = |error: anyhow::Error| {
+        error.context(format!("cannot make the database '{}'", options.name))
+    };
+    let (exact, plain) = (options.exact(), options.plain());
+    let Err(error) = guard.run(&exact) else { return Ok(()) };
+    let said = format!("{error:#}").to_lowercase();
+    if exact == plain || !["locale", "collat", "icu"].iter().any(|word| said.contains(word)) {
+        return Err(context(error));
+    }
+    progress.warn(&format!(
+        "this server does not have the locale of the dumped database ({}): text may sort otherwise",
+        options.text("locale").or_else(|| options.text("collate")).unwrap_or("unknown"),
+    ));
+    guard.run(&plain).map_err(context)
+}

@@ -1,0 +1,47 @@
+//! The names of the databases that a restore makes and keeps.
+
+use bk_manifest::time::Time;
+
+/// Bytes that PostgreSQL keeps of a name (`NAMEDATALEN - 1`); of a longer one it drops the rest.
+pub(super) const NAME_LIMIT: usize = 63;
+
+/// The database that a backup is loaded into before it becomes `name`.
+pub(super) fn beside(name: &str, backup: &str) -> String {
+    let start = backup.char_indices().rev().nth(7).map_or(0, |(start, _)| start);
+    with_suffix(name, &format!("__bk_{}", &backup[start..]))
+}
+
+/// What the database that was called `name` is called once it was replaced.
+pub(super) fn before(name: &str, now: Time) -> String {
+    with_suffix(name, &format!("__before_{}", now.format("%Y%m%dT%H%M%SZ")))
+}
+
+/// Cuts the name between two characters, so that all of the suffix fits.
+fn with_suffix(name: &str, suffix: &str) -> String {
+    let kept = name.floor_char_boundary(NAME_LIMIT.saturating_sub(suffix.len()));
+    format!("{}{suffix}", &name[..kept])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_where_they_come_from() {
+        let now = Time::from_unix(1_777_342_910, 5);
+        assert_eq!(beside("app", "backup-20260428-022150-a1b2c3d4"), "app__bk_a1b2c3d4");
+        assert_eq!(beside("app", "b"), "app__bk_b");
+        assert_eq!(before("app", now), "app__before_20260428T022150Z");
+    }
+
+    #[test]
+    fn long_names_are_cut_between_characters() {
+        let now = Time::from_unix(0, 0);
+        for name in ["n".repeat(63), "ü".repeat(31) + "x", "日".repeat(21), "🙂".repeat(15)] {
+            for other in [beside(&name, "backup-a1b2c3d4"), before(&name, now)] {
+                assert!(other.len() <= NAME_LIMIT && other.len() > NAME_LIMIT - 4, "{other}");
+                assert!(other.contains("__b"), "{other}");
+            }
+        }
+    }
+}
