@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs all tests: those in Rust, the examples in the documentation, those of the scripts. What they
 # need and is missing is installed through apt-get, which is said first. Those that need a PostgreSQL
-# server start one of their own in a temporary folder; a server that is there is not touched.
+# server start one of their own in a temporary folder; a server that is there is not touched. One of
+# them downloads PostgreSQL's own regression tests into the target folder: regress-files.sh.
 #
 # usage: test.sh
 # exit codes: 0 all passed; 1 something failed or was skipped. The last line counts them.

@@ -213,7 +213,7 @@ fn a_second_run_is_told_who_is_busy() {
 }
 
 /// Runs a shell script with a small file system at `small`.
-fn with_small_disk(sandbox: &Sandbox, kilobytes: u32, script: &str) -> crate::harness::Ended {
+pub fn with_small_disk(sandbox: &Sandbox, kilobytes: u32, script: &str) -> crate::harness::Ended {
     fs::create_dir_all(sandbox.path("small")).unwrap();
     let script = format!("mount -t tmpfs -o size={kilobytes}k none small && {{ {script}; }}");
     // Root may mount by itself; anybody else as root of a user namespace.

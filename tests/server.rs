@@ -57,15 +57,7 @@ impl Server {
         run(initdb.args(args).arg("--locale=C.UTF-8").arg("-D").arg(&data), b"").expect(0);
         let rules = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
         fs::write(data.join("pg_hba.conf"), rules).unwrap();
-        let mut left = 10;
-        let (process, port) = loop {
-            match try_start(&bin, folder.path(), user, small) {
-                Ok(started) => break started,
-                // Another process may have been given the port meanwhile.
-                Err(log) if log.contains("could not bind") && left > 0 => left -= 1,
-                Err(log) => panic!("the private PostgreSQL server did not start: {log}"),
-            }
-        };
+        let (process, port) = launch(&bin, folder.path(), user, small);
         let server = Server { folder, bin, port, process };
         let password = PASSWORD.replace('\'', "''");
         server.sql(
@@ -128,6 +120,40 @@ impl Server {
         let mut command = Command::new(self.bin.join(program));
         command.env_clear().env("LC_ALL", "C").env("PATH", "/usr/bin:/bin").envs(self.variables());
         command
+    }
+
+    /// Any program as the server's own user, who may write where the server may.
+    pub fn as_its_user(&self, program: &Path) -> Command {
+        server_command(program, self.socket(), unprivileged())
+    }
+
+    /// Kills it with all its sessions, as a power cut does.
+    pub fn crash(&mut self) {
+        use rustix::process::{Pid, Signal, kill_process};
+        // Stopped, it makes no more of them.
+        kill_process(Pid::from_child(&self.process), Signal::STOP).unwrap();
+        let pid = self.process.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        for child in children.split_whitespace() {
+            // It may have seen that its parent is gone, and be gone, too.
+            let _ = kill_process(Pid::from_raw(child.parse().unwrap()).unwrap(), Signal::KILL);
+            let stat = format!("/proc/{child}/stat");
+            let is_there = || fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z "));
+            let since = Instant::now();
+            while is_there() {
+                assert!(since.elapsed() < PATIENCE, "{child} does not die");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+
+    /// Starts it again after [`Server::crash`], on another port.
+    pub fn restart(&mut self) {
+        // Nobody writes that any more, but it would be read before it is written anew.
+        fs::remove_file(self.folder.path().join("data/postmaster.pid")).unwrap();
+        (self.process, self.port) = launch(&self.bin, self.folder.path(), unprivileged(), None);
     }
 
     /// Runs statements, and returns what they answer, a row a line.
@@ -338,6 +364,19 @@ fn on_small_disk(
     let variables = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
     wrapped.envs(variables);
     wrapped
+}
+
+/// Starts the server on a port that is free.
+fn launch(bin: &Path, folder: &Path, user: Option<(u32, u32)>, small: Option<u32>) -> (Child, u16) {
+    let mut left = 10;
+    loop {
+        match try_start(bin, folder, user, small) {
+            Ok(started) => return started,
+            // Another process may have been given the port meanwhile.
+            Err(log) if log.contains("could not bind") && left > 0 => left -= 1,
+            Err(log) => panic!("the private PostgreSQL server did not start: {log}"),
+        }
+    }
 }
 
 /// Starts the server on a free port; otherwise returns what it wrote.

@@ -1,7 +1,7 @@
 //! Reading an archive to its end with `pg_restore`: whether it could be restored.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 
 use anyhow::Context;
@@ -18,6 +18,8 @@ use super::toc::{self, Head};
 const CHUNK: usize = 256 << 10;
 /// How much of a table of contents is looked at here.
 const HEAD_LIMIT: u64 = 4096;
+/// No compressed file is shorter: the mark at its beginning is as long. In bytes.
+const COMPRESSED_MIN: usize = 4;
 
 /// Has `pg_restore` read an archive to its end, as it would to restore it, and hashes it meanwhile.
 ///
@@ -84,6 +86,44 @@ pub fn read_folder(
     if !matches!(toc::read(&head), Head::Entries(1..) | Head::Unknown) {
         return Err(fail(Exit::Damaged, "its table of contents is empty or damaged"));
     }
+    refuse_cut_files(folder)?;
     let finished = directory::pg_restore(server, folder, &["--file=/dev/null"], cancel, progress)?;
     if finished.is_success() { Ok(()) } else { Err(fail(Exit::Damaged, finished.message())) }
+}
+
+/// Refuses a folder with a file that is cut short where `pg_restore` would not notice: it takes an
+/// empty file for an empty table, a list of large objects as far as it goes, and text without its end
+/// mark for whole.
+fn refuse_cut_files(folder: &Path) -> anyhow::Result<()> {
+    let context = || format!("cannot read '{}'", folder.display());
+    for found in fs::read_dir(folder).with_context(context)? {
+        let found = found.with_context(context)?;
+        if !found.file_type().with_context(context)?.is_file() {
+            continue;
+        }
+        let name = found.file_name().to_string_lossy().into_owned();
+        let end = last_bytes(&found.path(), COMPRESSED_MIN).with_context(context)?;
+        let is_whole = match name.split_once('.') {
+            Some((_, "toc")) => end.ends_with(b"\n"),
+            // Nothing says how long a large object is that is not compressed.
+            Some((stem, "dat")) if stem == "toc" || stem.starts_with("blob_") => true,
+            Some((_, "dat")) => end.ends_with(b"\n\n"),
+            Some((_, rest)) if rest.starts_with("dat.") => end.len() == COMPRESSED_MIN,
+            _ => true,
+        };
+        if !is_whole {
+            return Err(fail(Exit::Damaged, format!("'{}' is cut short", name.escape_debug())));
+        }
+    }
+    Ok(())
+}
+
+/// The last bytes of a file, all of them if it has no more.
+fn last_bytes(path: &Path, count: usize) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let len = file.metadata()?.len();
+    file.seek(io::SeekFrom::Start(len.saturating_sub(count as u64)))?;
+    let mut bytes = Vec::with_capacity(count);
+    file.take(count as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }

@@ -16,11 +16,12 @@ use crate::postgres::session::{Session, identifier, literal};
 
 /// All that has rows of its own, those of partitioned tables being their partitions'.
 ///
-/// The file is asked of the server as it is now, whatever the snapshot: TRUNCATE heeds no snapshot.
+/// The file is asked for as the snapshot has it and as it is now: TRUNCATE heeds no snapshot.
 /// The size is an estimate, for which no table has to be locked.
 const LIST: &str = "\
     SELECT c.oid::int8 AS oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind, \
-        coalesce(pg_catalog.pg_relation_filenode(c.oid), 0)::int8 AS filenode, \
+        c.relfilenode::int8 AS filenode, \
+        coalesce(pg_catalog.pg_relation_filenode(c.oid), 0)::int8 AS filenode_now, \
         greatest(c.relpages, 0)::int8 * current_setting('block_size')::int8 AS size, \
         c.relkind <> 'm' OR c.relispopulated AS is_populated, \
         EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_class'::regclass \
@@ -39,6 +40,7 @@ struct Row {
     name: String,
     kind: String,
     filenode: u32,
+    filenode_now: u32,
     size: u64,
     is_populated: bool,
     is_of_extension: bool,
@@ -148,7 +150,7 @@ fn read(
 /// instance: what was read and what was dumped need not be the same.
 pub(super) fn look_again(session: &mut Session, tables: &mut [Table]) -> anyhow::Result<()> {
     let now: BTreeMap<u32, u32> =
-        list(session)?.into_iter().map(|row| (row.oid, row.filenode)).collect();
+        list(session)?.into_iter().map(|row| (row.oid, row.filenode_now)).collect();
     for table in tables.iter_mut().filter(|table| table.is_judged()) {
         if now.get(&table.oid) != Some(&table.filenode) {
             (table.rows, table.fingerprint) = (None, None);
