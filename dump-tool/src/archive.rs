@@ -196,7 +196,14 @@ fn dump(root: &Root, options: &Options, work: &Work<'_>) -> anyhow::Result<Made>
     facts.insert("files".into(), json!(files));
     facts.insert("content_size".into(), json!(bytes));
     facts.insert("size".into(), json!(staged.size));
-    Ok(Made { staged: vec![staged], kind: KIND, facts, database: None::<Value>, left_out })
+    Ok(Made {
+        staged: vec![staged],
+        kind: KIND,
+        facts,
+        database: None::<Value>,
+        left_out,
+        is_partial: false,
+    })
 }
 
 struct Archive<'a, 'w> {

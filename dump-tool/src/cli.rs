@@ -17,6 +17,7 @@ use clap::{Parser, Subcommand};
 
 use crate::check::{self, DumpKind};
 use crate::filter::Patient;
+use crate::level::Level;
 use crate::postgres::connection::{Request, Server};
 use crate::shrink::MaxShrink;
 use crate::{archive, filter, sqlite};
@@ -101,7 +102,7 @@ struct SqliteArgs {
     /// count is the number of rows; full adds a fingerprint over every value, which reads the copy
     /// once more.
     #[arg(long, value_name = "LEVEL", default_value = "full")]
-    fingerprint: sqlite::fingerprint::Level,
+    fingerprint: Level,
     /// Query whose one value is the version of the schema
     ///
     /// Without it: user_version where it is not 0, else what the tables of known migration programs

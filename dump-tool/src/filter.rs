@@ -103,8 +103,10 @@ pub struct Made {
     pub facts: Map<String, Value>,
     /// The top-level `database` member, for a database.
     pub database: Option<Value>,
-    /// What is missing in it.
+    /// The files that are missing in it.
     pub left_out: LeftOut,
+    /// Something else may be missing, of which a warning has told.
+    pub is_partial: bool,
 }
 
 /// Runs the step: `begin` takes the point in time, what it returns makes the files.
@@ -270,7 +272,7 @@ fn entries(folder: &RelPath, component: &str, staged: &[Staged]) -> anyhow::Resu
 
 /// Adds the component's record; returns the code that the document now carries.
 fn record(trailer: &mut Trailer, component: &str, made: Made) -> anyhow::Result<Exit> {
-    let (status, mine) = if made.left_out.has_fault() {
+    let (status, mine) = if made.left_out.has_fault() || made.is_partial {
         (Status::Partial, Exit::Partial)
     } else {
         (Status::Complete, Exit::Done)
@@ -348,6 +350,7 @@ mod tests {
                     facts: Map::new(),
                     database: Some(json!({"type": "sqlite", "schema_version": "7"})),
                     left_out: LeftOut::default(),
+                    is_partial: false,
                 })
             })
         })

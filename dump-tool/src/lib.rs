@@ -9,6 +9,7 @@ pub mod check;
 pub mod cli;
 pub mod compress;
 pub mod filter;
+pub mod level;
 pub mod postgres;
 pub mod restore;
 pub mod schema_version;

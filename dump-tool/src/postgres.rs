@@ -23,11 +23,12 @@ use bk_manifest::exit::{Exit, Failure};
 use serde_json::{Map, Value};
 
 use self::connection::Server;
-use self::contents::{Excluded, Level};
+use self::contents::Excluded;
 use self::format::{Form, Format};
 use self::session::Session;
 use crate::compress::Compression;
 use crate::filter::{Made, Work};
+use crate::level::Level;
 
 /// The `kind` of its components.
 pub const KIND: &str = "postgresql";
@@ -83,7 +84,8 @@ pub fn begin<'a>(
 ) -> anyhow::Result<impl FnOnce(&Work<'_>) -> anyhow::Result<Made> + Send + use<'a>> {
     let client = client_version(server, "pg_dump")?;
     client_version(server, "pg_restore")?;
-    let form = Form::new(options.format, options.compression, major(&client), server.is_inside())?;
+    let form =
+        Form::new(options.format, options.compression, major(&client), server.is_elsewhere())?;
     pooler::refuse(server, work.cancel)?;
     let mut session = Session::open(server, work.cancel)?;
     let (mut facts, size) = facts::take(&mut session)?;

@@ -33,7 +33,8 @@ use serde_json::{Map, Value, json};
 use zstd::zstd_safe::CParameter;
 
 use crate::filter::{Made, Work};
-use fingerprint::{Contents, Level};
+use crate::level::Level;
+use fingerprint::Contents;
 
 /// The `kind` of its components.
 pub const KIND: &str = "sqlite";
@@ -373,6 +374,7 @@ fn compress(
         facts,
         database: Some(database),
         left_out: LeftOut::default(),
+        is_partial: false,
     })
 }
 

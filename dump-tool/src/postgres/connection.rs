@@ -122,7 +122,7 @@ impl Server {
 
     /// Whether the programs run in a container or on another host: they do not see our files, and
     /// ending them here does not end them there.
-    pub fn is_inside(&self) -> bool {
+    pub fn is_elsewhere(&self) -> bool {
         !matches!(self.reach, Reach::Host)
     }
 

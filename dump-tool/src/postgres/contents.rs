@@ -25,9 +25,10 @@ pub use self::differences::{Difference, Scope, differences};
 pub use self::excluded::Excluded;
 pub use self::name::Name;
 pub use self::record::{
-    Contents, Extension, Fingerprints, Kind, LargeObjects, Level, Omitted, Sequence, Table, Until,
+    Contents, Extension, Fingerprints, Kind, LargeObjects, Omitted, Sequence, Table, Until,
 };
 use super::session::{Session, literal};
+use crate::level::Level;
 
 /// Name of the method. One that gives another sum for the same rows must have another name.
 const METHOD: &str = "sha256-sum-1";
@@ -102,11 +103,12 @@ pub fn take_alone(
 
 impl Contents {
     /// Looks again at what is not under the snapshot, once the dump has ended: where sequences
-    /// stand, and which tables were emptied by TRUNCATE or written anew meanwhile.
+    /// stand, and which tables were emptied by TRUNCATE or written anew meanwhile. Returns whether
+    /// any was: the dump may lack its rows.
     ///
     /// # Errors
     /// As [`take`].
-    pub fn settle(&mut self, session: &mut Session) -> anyhow::Result<()> {
+    pub fn settle(&mut self, session: &mut Session) -> anyhow::Result<bool> {
         let server_version = self.fingerprints.server_version;
         pinned(session, |session| {
             sequences::read_again(session, server_version, &mut self.sequences)?;

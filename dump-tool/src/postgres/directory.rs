@@ -115,7 +115,7 @@ pub fn pg_restore(
     cancel: &Cancel,
     progress: &dyn Progress,
 ) -> anyhow::Result<Finished> {
-    if !server.is_inside() {
+    if !server.is_elsewhere() {
         let command = server.command("pg_restore")?.cancelled_by(cancel).args(args).arg(folder);
         return Ok(command.output()?.1);
     }

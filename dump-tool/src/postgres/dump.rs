@@ -10,13 +10,14 @@ use bk_manifest::progress::Progress;
 use serde_json::{Value, json};
 
 use super::connection::{self, Server};
-use super::contents::{self, Contents, Excluded, Level};
+use super::contents::{self, Contents, Excluded};
 use super::format::{Form, Format};
 use super::session::{Session, literal};
 use super::{Held, KIND, Options, directory, read};
 use crate::check;
 use crate::compress::{Compression, Compressor};
 use crate::filter::{Made, Work};
+use crate::level::Level;
 use crate::stage::Staged;
 
 /// Warnings of `pg_dump` that are passed on one by one.
@@ -38,7 +39,7 @@ pub(super) fn dump(
     let Held { mut session, snapshot, mut facts, size, form, excluded } = held;
     let database = facts.get("database").and_then(Value::as_str).unwrap_or_default().to_owned();
     let mut server = server.in_database(&database);
-    let tag = server.is_inside().then(|| format!("bk-dump {snapshot}"));
+    let tag = server.is_elsewhere().then(|| format!("bk-dump {snapshot}"));
     if let Some(tag) = &tag {
         server = server.with("PGAPPNAME", tag);
         session.query(&format!("SET application_name = {}", literal(tag)))?;
@@ -54,7 +55,7 @@ pub(super) fn dump(
     }
     let staged = written.with_context(|| format!("dumping '{database}'"))?;
     let mut contents = contents?;
-    contents.settle(&mut session)?;
+    let is_partial = contents.settle(&mut session)?;
     // The server cannot clean up behind a snapshot: it is held no longer than needed.
     drop(session);
     for (what, why) in contents.unread() {
@@ -69,7 +70,8 @@ pub(super) fn dump(
     facts.insert("size".into(), json!(size));
     contents.record(&mut facts);
     let database = json!({"type": KIND, "schema_version": facts.get("schema_version")});
-    Ok(Made { staged, kind: KIND, facts, database: Some(database), left_out: LeftOut::default() })
+    let database = Some(database);
+    Ok(Made { staged, kind: KIND, facts, database, left_out: LeftOut::default(), is_partial })
 }
 
 /// Takes down what the held snapshot sees, while the dump is written.
@@ -225,7 +227,7 @@ impl Output<'_> {
 
     fn write_folder(&self, command: Command, name: &str) -> anyhow::Result<Vec<Staged>> {
         let folder = self.work.staging.scratch();
-        let finished = if self.server.is_inside() {
+        let finished = if self.server.is_elsewhere() {
             let command = command.arg("--format=tar");
             read_output(command, |stdout| {
                 directory::split(stdout, &folder, self.form.compression, self.work)

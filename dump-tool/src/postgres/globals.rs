@@ -116,7 +116,14 @@ fn dump(
     staged.compare(checksum, size)?;
     facts.insert("size".into(), json!(size));
     let left_out = LeftOut::default();
-    Ok(Made { staged: vec![staged], kind: KIND, facts, database: None, left_out })
+    Ok(Made {
+        staged: vec![staged],
+        kind: KIND,
+        facts,
+        database: None,
+        left_out,
+        is_partial: false,
+    })
 }
 
 /// Only a superuser may read the passwords.

@@ -20,7 +20,7 @@ const PID: &str = "SELECT pg_catalog.pg_backend_pid()";
 /// # Errors
 /// [`Exit::Usage`]; what the server said.
 pub(super) fn refuse(server: &Server, cancel: &Cancel) -> anyhow::Result<()> {
-    if server.is_inside() {
+    if server.is_elsewhere() {
         // The programs are beside the server itself.
         return Ok(());
     }

@@ -12,7 +12,6 @@
 //! none of the database's.
 
 use std::collections::BTreeMap;
-use std::str::FromStr;
 
 use bk_manifest::command::Cancel;
 use bk_manifest::digest::{Digest, Hasher};
@@ -22,6 +21,8 @@ use rusqlite::{Connection, ErrorCode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::level::Level;
+
 use super::{quoted, words};
 
 /// Names the way the sums are made, for who compares with an older record.
@@ -30,32 +31,6 @@ pub const METHOD: &str = "sha256-sum-1";
 const STATISTICS: &str = "sqlite_stat";
 /// Rows between two looks whether to stop.
 const ROWS_BETWEEN_LOOKS: u64 = 1024;
-
-/// How much is recorded of a table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    /// Nothing.
-    None,
-    /// The number of rows.
-    Count,
-    /// The number of rows, and a sum over their content.
-    #[default]
-    Full,
-}
-
-impl FromStr for Level {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "none" => Ok(Level::None),
-            "count" => Ok(Level::Count),
-            "full" => Ok(Level::Full),
-            _ => Err("it is none, count or full".into()),
-        }
-    }
-}
 
 /// What is recorded of a table.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

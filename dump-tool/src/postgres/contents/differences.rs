@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::name::Name;
-use super::record::{Contents, Extension, Level, Sequence, Table, Until};
+use super::record::{Contents, Extension, Sequence, Table, Until};
+use crate::level::Level;
 
 /// Since this version numbers with a fraction have a shorter text form.
 const SHORT_FLOATS: u32 = 120_000;

@@ -3,7 +3,8 @@
 use anyhow::Context;
 
 use super::fingerprint;
-use super::record::{LargeObjects, Level};
+use super::record::LargeObjects;
+use crate::level::Level;
 use crate::postgres::session::Session;
 
 /// Bytes of an object that are hashed at once: an object may be larger than any value.

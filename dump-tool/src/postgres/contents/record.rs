@@ -1,7 +1,6 @@
 //! What a database holds, and how the component's record says it.
 
 use std::collections::BTreeMap;
-use std::str::FromStr;
 
 use anyhow::Context;
 use bk_manifest::exit::{Exit, Failure};
@@ -9,32 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::name::Name;
-
-/// How closely tables are looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    /// They are listed.
-    None,
-    /// Their rows are counted.
-    Count,
-    /// Their rows are counted, and summed up over every column.
-    #[default]
-    Full,
-}
-
-impl FromStr for Level {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "none" => Ok(Level::None),
-            "count" => Ok(Level::Count),
-            "full" => Ok(Level::Full),
-            _ => Err("it is none, count or full"),
-        }
-    }
-}
+use crate::level::Level;
 
 /// What a database holds.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]

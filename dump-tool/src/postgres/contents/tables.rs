@@ -11,7 +11,8 @@ use serde_json::Value;
 use super::excluded::Excluded;
 use super::fingerprint;
 use super::name::Name;
-use super::record::{Kind, Level, Omitted, Table};
+use super::record::{Kind, Omitted, Table};
+use crate::level::Level;
 use crate::postgres::session::{Session, identifier, literal};
 
 /// All that has rows of its own, those of partitioned tables being their partitions'.
@@ -147,15 +148,18 @@ fn read(
 /// Forgets what was read of tables that have another file now.
 ///
 /// They were emptied by TRUNCATE, which no snapshot sees, or written anew, by VACUUM FULL for
-/// instance: what was read and what was dumped need not be the same.
-pub(super) fn look_again(session: &mut Session, tables: &mut [Table]) -> anyhow::Result<()> {
+/// instance: what was read and what was dumped need not be the same. Returns whether there are any.
+pub(super) fn look_again(session: &mut Session, tables: &mut [Table]) -> anyhow::Result<bool> {
     let now: BTreeMap<u32, u32> =
         list(session)?.into_iter().map(|row| (row.oid, row.filenode_now)).collect();
+    let mut has_any = false;
     for table in tables.iter_mut().filter(|table| table.is_judged()) {
         if now.get(&table.oid) != Some(&table.filenode) {
             (table.rows, table.fingerprint) = (None, None);
-            table.unread = Some("it was emptied, rewritten or dropped meanwhile".to_owned());
+            let why = "it was emptied, rewritten or dropped meanwhile, and the dump may lack them";
+            table.unread = Some(why.to_owned());
+            has_any = true;
         }
     }
-    Ok(())
+    Ok(has_any)
 }

@@ -62,7 +62,7 @@ pub(super) fn load(
 ) -> anyhow::Result<()> {
     let name = server.database().unwrap_or_default().to_owned();
     progress.begin(&format!("loading '{name}'"), None);
-    let is_selected_inside = server.is_inside() && loading.list.is_some();
+    let is_selected_inside = server.is_elsewhere() && loading.list.is_some();
     let finished = match dump.kind {
         DumpKind::PostgresCustom | DumpKind::PostgresDirectory if is_selected_inside => {
             restore_unpacked(dump, server, loading)?
@@ -96,7 +96,7 @@ pub(super) fn compression(kind: DumpKind) -> Option<Compression> {
 /// file that was checked, whatever its path leads to by now; into a container it comes as a stream.
 fn restore_file(file: File, server: &Server, loading: &Loading<'_>) -> anyhow::Result<Finished> {
     let (list, _kept) = list_file(loading)?;
-    let can_be_opened = !server.is_inside() && Path::new(STDIN).exists();
+    let can_be_opened = !server.is_elsewhere() && Path::new(STDIN).exists();
     let jobs = if can_be_opened { loading.jobs } else { 1 };
     let command = server.command("pg_restore")?.args(arguments(server, loading, jobs)).args(list);
     let command = if jobs > 1 { command.arg(STDIN) } else { command };

@@ -42,7 +42,7 @@ impl Space {
         ))?;
         let text = |member: &str| rows.first().and_then(|row| row.get(member)?.as_str());
         let free = match (text("data"), text("folder"), text("port")) {
-            (Some(_), Some(folder), _) if server.is_inside() => free_inside(server, folder),
+            (Some(_), Some(folder), _) if server.is_elsewhere() => free_inside(server, folder),
             (Some(data), Some(folder), Some(port)) if is_here(Path::new(data), port) => {
                 free_here(Path::new(folder))
             }
