@@ -16,9 +16,10 @@ choose_dumps() {
   if [[ -n ${postgresql} ]]; then
     read -ra flags <<<"${BACKUP_POSTGRES_FLAGS:-}"
     postgres=(bk-dump postgres "${server[@]}" "${database[@]}" "${flags[@]}")
-    case ${BACKUP_GLOBALS:-true} in
-      true) globals=(bk-dump globals "${server[@]}") ;;
-      without-passwords) globals=(bk-dump globals "${server[@]}" --no-role-passwords) ;;
+    # Whom a URL names may seldom read passwords; the user of a container is a superuser.
+    case ${BACKUP_GLOBALS:-${postgresql%%:*}} in
+      true | docker | compose) globals=(bk-dump globals "${server[@]}") ;;
+      without-passwords | url | ssh) globals=(bk-dump globals "${server[@]}" --no-role-passwords) ;;
       *) ;;
     esac
   fi

@@ -477,3 +477,31 @@ fn several_databases_are_components_of_one_backup() {
     let several = ["globals", "--database", "a", "--database", "b"];
     sandbox.run("bk-dump", &several, &new).expect(2);
 }
+
+#[test]
+fn a_server_that_has_lost_a_database_is_noticed() {
+    let server = Server::start();
+    let mut sandbox = Sandbox::new();
+    server.known_to(&mut sandbox);
+    server.sql(APP, "CREATE TABLE t AS SELECT n FROM generate_series(1, 100) n");
+    // What a restore has put aside is not dumped every night.
+    server.sql("postgres", "CREATE DATABASE \"app__before_20261121T130400Z\"");
+    let dump = ["bk-dump", "postgres", "--all-databases"];
+    let ended = sandbox.pipe(&[NEW, &dump, PUSH]);
+    assert_eq!(ended[1].code, 0);
+    assert!(ended[1].stderr.contains("app__before_20261121T130400Z"), "{}", ended[1].stderr);
+    let names = |document: &serde_json::Value| -> Vec<String> {
+        let components = document["components"].as_array().unwrap().iter();
+        components.map(|one| one["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&ended[2].json()), ["database-app", "database-postgres"]);
+    fs::write(sandbox.path("parent.json"), &ended[2].stdout).unwrap();
+    server.sql("postgres", &format!("DROP DATABASE {APP}"));
+    let new = [NEW, &["--parent", "parent.json"]].concat();
+    let refused = sandbox.pipe(&[&new, &dump, PUSH]);
+    assert_eq!((refused[1].code, refused[2].code), (22, 21), "{}", refused[1].stderr);
+    assert!(refused[1].stderr.contains("the last backup has 'database-app'"));
+    let on_purpose = [&dump[..], &["--max-shrink", "100"]].concat();
+    let ended = sandbox.pipe(&[&new, &on_purpose, PUSH]);
+    assert_eq!(names(&ended[2].json()), ["database-postgres"], "{}", ended[1].stderr);
+}

@@ -232,6 +232,7 @@ fn filter_options(
         stage,
         now: Time::now(),
         max_shrink,
+        group: None,
         cancel: Cancel::default(),
     })
 }

@@ -21,7 +21,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde_json::{Map, Value};
 
-use crate::shrink::MaxShrink;
+use crate::shrink::{Group, MaxShrink};
 use crate::stage::{Owner, Stage, Staged, Staging};
 
 /// What every dump step is told.
@@ -34,6 +34,8 @@ pub struct Options {
     pub now: Time,
     /// Refuses a dump that is much smaller than the parent's.
     pub max_shrink: MaxShrink,
+    /// The databases that are dumped together with this one, and their kind.
+    pub group: Option<(&'static str, Group)>,
     /// Ends the dump when the document fails, and the wait for the document when the dump fails.
     pub cancel: Cancel,
 }
@@ -133,6 +135,9 @@ where
     let parent = run.parent.clone();
     if run.sources.iter().any(|source| source.component == *component) {
         return Err(taken(component));
+    }
+    if let Some((kind, group)) = &options.group {
+        options.max_shrink.check_group(parent.as_ref(), kind, group)?;
     }
     let id = header.the_backup()?.id;
     let stage = Stage::open(&options.stage)?;
@@ -335,6 +340,7 @@ mod tests {
             stage: stage.into(),
             now: Time::now(),
             max_shrink: MaxShrink(90),
+            group: None,
             cancel: Cancel::default(),
         };
         run(input, output, &options, &Silent, |_| {

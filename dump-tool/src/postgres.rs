@@ -88,6 +88,9 @@ pub fn begin<'a>(
         Form::new(options.format, options.compression, major(&client), server.is_elsewhere())?;
     pooler::refuse(server, work.cancel)?;
     let mut session = Session::open(server, work.cancel)?;
+    if let Some(limit) = options.lock_timeout {
+        session.query(&format!("SET lock_timeout = '{}s'", limit.as_secs()))?;
+    }
     let (mut facts, size) = facts::take(&mut session)?;
     let text = |name: &str| facts.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (database, server_version) = (text("database"), text("server_version"));

@@ -53,7 +53,10 @@ where
             let (output, writer) = if number == last {
                 (last_output.take(), None)
             } else {
-                let (reader, writer) = io::pipe().context("cannot make a pipe")?;
+                let Some((reader, writer)) = all.note(io::pipe().context("cannot make a pipe"))
+                else {
+                    break;
+                };
                 behind = Some(reader);
                 (None, Some(writer))
             };

@@ -1,6 +1,7 @@
 //! A dump that is much smaller than the last one is refused: an empty new cluster must not become
 //! the backup that all good ones are pruned for.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 
 use anyhow::Context;
@@ -11,9 +12,22 @@ use bk_manifest::progress::human_bytes;
 use bk_manifest::run::ParentFile;
 use serde_json::{Map, Value};
 
+/// What to do about a refusal.
+const HINT: &str = "is this the right database? If so, say it once with --max-shrink 100";
+
 /// How much smaller a dump may be than the parent's, in percent; 100: however small.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MaxShrink(pub u8);
+
+/// Databases that are dumped together, each as a component: one that the parent has and the server
+/// has not is looked for.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// How the names of their components begin.
+    pub prefix: String,
+    /// The names of the components that are dumped.
+    pub components: Vec<String>,
+}
 
 impl MaxShrink {
     /// Everything passes.
@@ -21,7 +35,7 @@ impl MaxShrink {
 
     /// Compares the record of a new dump with that of the same component in the parent.
     ///
-    /// Rows are compared where both know them; bytes where both dumps have the same form.
+    /// Rows are compared where both were counted; bytes where both dumps have the same form.
     ///
     /// # Errors
     /// [`Exit::Unmet`] naming both figures; a parent that cannot be read.
@@ -32,19 +46,46 @@ impl MaxShrink {
         kind: &str,
         facts: &Map<String, Value>,
     ) -> anyhow::Result<()> {
-        let Some(parent) = parent.filter(|_| self.0 < 100) else { return Ok(()) };
-        let context = || format!("the parent's manifest '{}'", parent.file);
-        let file = File::open(&parent.file).with_context(context)?;
-        let (_, trailer) = outer::read_file(&file).with_context(context)?;
-        let components = trailer.components().with_context(context)?;
+        let components = self.components(parent)?;
         match components.iter().find(|known| known.name == component && known.kind == kind) {
             Some(last) => self.compare(last, facts),
             None => Ok(()),
         }
     }
 
+    /// Fails if the parent has a component of the group that is not dumped any more.
+    ///
+    /// # Errors
+    /// [`Exit::Unmet`] naming it; a parent that cannot be read.
+    pub fn check_group(
+        self,
+        parent: Option<&ParentFile>,
+        kind: &str,
+        group: &Group,
+    ) -> anyhow::Result<()> {
+        let components = self.components(parent)?;
+        let gone = components.iter().find(|known| {
+            known.kind == kind
+                && known.name.starts_with(&group.prefix)
+                && !group.components.contains(&known.name)
+        });
+        let Some(gone) = gone else { return Ok(()) };
+        let message =
+            format!("the last backup has '{}', and the server has no such database", gone.name);
+        Err(Failure::new(Exit::Unmet, message).hint(HINT).into())
+    }
+
+    /// The components of the parent; none if there is no parent, or no limit.
+    fn components(self, parent: Option<&ParentFile>) -> anyhow::Result<Vec<Component>> {
+        let Some(parent) = parent.filter(|_| self.0 < 100) else { return Ok(Vec::new()) };
+        let context = || format!("the parent's manifest '{}'", parent.file);
+        let file = File::open(&parent.file).with_context(context)?;
+        let (_, trailer) = outer::read_file(&file).with_context(context)?;
+        trailer.components().with_context(context)
+    }
+
     fn compare(self, last: &Component, facts: &Map<String, Value>) -> anyhow::Result<()> {
-        if let (Some(before), Some(now)) = (rows(&last.extra), rows(facts))
+        if let Some((before, now)) = rows(&last.extra, facts)
             && self.is_beyond(before, now)
         {
             return Err(self.refused(last, &format!("{now} rows"), &before.to_string()));
@@ -69,18 +110,28 @@ impl MaxShrink {
             "the dump of '{}' holds {now}, the last one {before}: it shrank by more than {} %",
             last.name, self.0
         );
-        Failure::new(Exit::Unmet, message)
-            .hint("is this the right database? If so, say it once with --max-shrink 100")
-            .into()
+        Failure::new(Exit::Unmet, message).hint(HINT).into()
     }
 }
 
-/// The rows of all tables, where the record counts them.
-fn rows(facts: &Map<String, Value>) -> Option<u64> {
-    let tables = facts.get("tables")?.as_array()?;
-    let mut counted = tables.iter().filter_map(|table| table.get("rows")?.as_u64()).peekable();
-    counted.peek()?;
-    Some(counted.sum())
+/// The rows of all tables before and now, where both records count them. A table that could not be
+/// counted now is not counted before either.
+fn rows(before: &Map<String, Value>, now: &Map<String, Value>) -> Option<(u64, u64)> {
+    let (before, now) = (counts(before)?, counts(now)?);
+    let is_unknown = |name: &str| now.get(name).is_some_and(Option::is_none);
+    let known = before.iter().filter(|(name, _)| !is_unknown(name));
+    Some((known.filter_map(|(_, rows)| *rows).sum(), now.values().flatten().sum()))
+}
+
+/// The rows of each table of the user's; of one that could not be counted none. `None` for a record
+/// that counts nothing.
+fn counts(facts: &Map<String, Value>) -> Option<BTreeMap<&str, Option<u64>>> {
+    let level = facts.get("fingerprints")?.get("level")?.as_str()?;
+    let tables = facts.get("tables")?.as_array().filter(|_| level != "none")?;
+    // What an extension brings, and what a view has computed, is there in an empty database too.
+    let own = tables.iter().filter(|table| table.get("kind").is_none());
+    let count = |table: &'_ Value| table.get("rows").and_then(Value::as_u64);
+    Some(own.filter_map(|table| Some((table.get("name")?.as_str()?, count(table)))).collect())
 }
 
 fn size(facts: &Map<String, Value>) -> Option<u64> {
@@ -108,8 +159,12 @@ mod tests {
         MaxShrink(percent).compare(&last, &facts(now))
     }
 
+    fn tables(tables: &Value) -> Value {
+        json!({"fingerprints": {"level": "count"}, "tables": tables})
+    }
+
     fn table(rows: u64) -> Value {
-        json!({"tables": [{"name": "a", "rows": rows}, {"name": "b"}]})
+        tables(&json!([{"name": "a", "rows": rows}, {"name": "b"}]))
     }
 
     #[test]
@@ -121,7 +176,19 @@ mod tests {
         assert!(compare(0, table(1000), table(999)).is_err());
         assert!(compare(0, table(1000), table(1000)).is_ok());
         assert!(compare(90, table(0), table(0)).is_ok());
-        assert!(compare(90, table(5), json!({"tables": []})).is_ok(), "nothing was counted");
+    }
+
+    #[test]
+    fn only_what_was_counted_on_both_sides_is_compared() {
+        assert!(compare(90, table(5), tables(&json!([]))).is_err(), "all tables are gone");
+        let uncounted = json!({"fingerprints": {"level": "none"}, "tables": [{"name": "a"}]});
+        assert!(compare(90, table(5), uncounted).is_ok());
+        let unread = tables(&json!([{"name": "a"}, {"name": "b", "rows": 1}]));
+        assert!(compare(90, table(1000), unread).is_ok(), "'a' could not be read");
+        let extension = json!({"name": "spatial_ref_sys", "kind": "extension table", "rows": 8500});
+        let before = tables(&json!([{"name": "a", "rows": 20000}, extension]));
+        let emptied = tables(&json!([{"name": "a", "rows": 0}, extension]));
+        assert!(compare(90, before, emptied).is_err());
     }
 
     #[test]

@@ -105,9 +105,10 @@ pub const SETTINGS: &[(&str, &[Setting])] = &[
             setting(
                 "BACKUP_GLOBALS",
                 Kind::Choice(&["true", "without-passwords", "false"]),
-                "Back up the server's roles and tablespaces too; passwords of roles only a superuser can read",
+                "Back up the server's roles and tablespaces too; passwords of roles only a superuser can read.\n\
+                 Unset means true for containers, without-passwords for others",
             )
-            .default("true"),
+            .example("true"),
             text("BACKUP_SQLITE", "SQLite database: its file").example("/srv/app/data/app.db"),
             text("BACKUP_SQLITE_FLAGS", "Flags for bk-dump sqlite").example("--busy-timeout 300"),
             text("BACKUP_ROOT", "Folder of the application's files").example("/srv/app/storage"),

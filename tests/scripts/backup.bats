@@ -67,6 +67,7 @@ steps=(bk-manifest-new bk-dump-postgres bk-dump-globals bk-dump-sqlite bk-dump-a
   run -0 "${backup}"
   run -0 cat "${FAKE}/calls"
   [[ ${output} == *'bk-dump postgres --url-env APP_URL'* ]]
+  [[ ${output} == *'bk-dump globals --url-env APP_URL --no-role-passwords'* ]]
   [[ ${output} != *'bk-dump sqlite'* ]]
   [[ ${output} == *'--exclude=/events/archived --max-file-size 50M'* ]]
   [[ ${output} == *'bk-push --to /dest --full'* ]]

@@ -19,6 +19,7 @@ use crate::postgres::connection::Server;
 use crate::postgres::databases;
 use crate::postgres::format::Format;
 use crate::several::{self, Ends, Step};
+use crate::shrink::Group;
 
 #[derive(Debug, clap::Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
@@ -95,11 +96,17 @@ pub(super) fn run(args: &PostgresArgs, console: &Console) -> anyhow::Result<Exit
     } else {
         args.connection.database.clone()
     };
-    // All snapshots are taken first; then one database is dumped after the other.
+    let components = databases::components(&args.name, &databases)?;
+    let group = args.all_databases.then(|| Group {
+        prefix: format!("{}-", args.name),
+        components: components.keys().cloned().collect(),
+    });
+    // One database is dumped after the other; each snapshot is taken as the header passes.
     let turn = Mutex::new(());
     let mut steps = Vec::new();
-    for (component, database) in databases::components(&args.name, &databases)? {
-        let (filter, server) = (filter(&component)?, server.in_database(database));
+    for (component, database) in components {
+        let (mut filter, server) = (filter(&component)?, server.in_database(database));
+        filter.group = group.clone().map(|group| (postgres::KIND, group));
         let (options, turn) = (&options, &turn);
         let cancel = filter.cancel.clone();
         let run = move |input: &mut dyn Read, output: &mut dyn Write| {

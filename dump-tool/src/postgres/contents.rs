@@ -17,6 +17,8 @@ mod record;
 mod sequences;
 mod tables;
 
+use std::collections::BTreeMap;
+
 use anyhow::Context;
 use bk_manifest::command::Cancel;
 use bk_manifest::progress::Progress;
@@ -27,6 +29,7 @@ pub use self::name::Name;
 pub use self::record::{
     Contents, Extension, Fingerprints, Kind, LargeObjects, Omitted, Sequence, Table, Until,
 };
+pub use self::tables::files;
 use super::session::{Session, literal};
 use crate::level::Level;
 
@@ -103,16 +106,21 @@ pub fn take_alone(
 
 impl Contents {
     /// Looks again at what is not under the snapshot, once the dump has ended: where sequences
-    /// stand, and which tables were emptied by TRUNCATE or written anew meanwhile. Returns whether
-    /// any was: the dump may lack its rows.
+    /// stand, and which tables were emptied by TRUNCATE or written anew meanwhile. `files` is how
+    /// [`files`] found them when the dump had ended: returns whether any had changed by then, so
+    /// that the dump may lack its rows.
     ///
     /// # Errors
     /// As [`take`].
-    pub fn settle(&mut self, session: &mut Session) -> anyhow::Result<bool> {
+    pub fn settle(
+        &mut self,
+        session: &mut Session,
+        files: &BTreeMap<u32, u32>,
+    ) -> anyhow::Result<bool> {
         let server_version = self.fingerprints.server_version;
         pinned(session, |session| {
             sequences::read_again(session, server_version, &mut self.sequences)?;
-            tables::look_again(session, &mut self.tables)
+            tables::look_again(session, &mut self.tables, files)
         })
     }
 }

@@ -8,6 +8,7 @@ use bk_manifest::progress::Progress;
 use serde_json::Value;
 
 use super::connection::Server;
+use super::restore;
 use super::session::Session;
 use crate::filter;
 
@@ -21,20 +22,47 @@ pub fn all(
     progress: &dyn Progress,
 ) -> anyhow::Result<Vec<String>> {
     let rows = Session::open(&server.in_some_database(), cancel)?.rows(
-        "SELECT datname::text AS name, datallowconn AND NOT datistemplate AS is_taken \
+        "SELECT datname::text AS name, datallowconn AND NOT datistemplate AS is_taken, \
+         pg_catalog.shobj_description(oid, 'pg_database') AS comment \
          FROM pg_catalog.pg_database ORDER BY datname",
     )?;
-    let (mut taken, mut left) = (Vec::new(), Vec::new());
+    let (mut taken, mut left, mut aside) = (Vec::new(), Vec::new(), Vec::new());
     for row in &rows {
+        let text = |column: &str| row.get(column).and_then(Value::as_str);
+        let Some(name) = text("name") else { continue };
         let is_taken = row.get("is_taken").and_then(Value::as_bool).unwrap_or(false);
-        let names = if is_taken { &mut taken } else { &mut left };
-        names.extend(row.get("name").and_then(Value::as_str).map(str::to_owned));
+        let names = if !is_taken {
+            &mut left
+        } else if is_of_restore(name, text("comment")) {
+            &mut aside
+        } else {
+            &mut taken
+        };
+        names.push(name.to_owned());
+    }
+    if !aside.is_empty() {
+        let aside = aside.join(", ");
+        progress.warn(&format!("what restores have left is not dumped: {aside} (--database can)"));
     }
     if !left.is_empty() {
         let left = left.join(", ");
         progress.note(&format!("templates and closed databases are left out: {left}"));
     }
     Ok(taken)
+}
+
+/// Whether a restore has loaded it and not finished, or has put it aside.
+fn is_of_restore(name: &str, comment: Option<&str>) -> bool {
+    let is_time = |time: &str| {
+        let is_stamp = |(at, c): (usize, char)| match at {
+            8 => c == 'T',
+            15 => c == 'Z',
+            _ => c.is_ascii_digit(),
+        };
+        time.len() == 16 && time.chars().enumerate().all(is_stamp)
+    };
+    comment.is_some_and(|comment| comment.starts_with(restore::MARK))
+        || name.rsplit_once("__before_").is_some_and(|(_, time)| is_time(time))
 }
 
 /// Names a component for each database: `NAME-<database>`, with '-' for what a component's name
@@ -71,6 +99,18 @@ mod tests {
         let components = components("database", &databases).unwrap();
         let names: Vec<&str> = components.keys().map(String::as_str).collect();
         assert_eq!(names, ["database--dd-name", "database-a.b", "database-app"]);
+        for (name, comment, is_left) in [
+            ("app__before_20261121T130400Z", None, true),
+            ("app__before_launch", None, false),
+            (
+                "app__bk_a1b2c3d4",
+                Some("bk-dump: unfinished restore, may be dropped: backup x"),
+                true,
+            ),
+            ("app", Some("our application"), false),
+        ] {
+            assert_eq!(is_of_restore(name, comment), is_left, "{name}");
+        }
         let alike = ["a b", "a-b"].map(str::to_owned);
         assert!(super::components("database", &alike).is_err());
         assert!(super::components("database", &["x".repeat(200)]).is_err());

@@ -1,9 +1,12 @@
 //! Running `pg_dump` into the stage folder.
 
 use std::io::{self, Read, Write};
+use std::path::PathBuf;
 
 use anyhow::Context;
+use bk_manifest::atomic::NewFile;
 use bk_manifest::command::{Command, Finished};
+use bk_manifest::digest::HashWriter;
 use bk_manifest::exit::{Exit, fail};
 use bk_manifest::left_out::LeftOut;
 use bk_manifest::progress::Progress;
@@ -48,16 +51,23 @@ pub(super) fn dump(
     work.progress.begin(&format!("dumping '{database}'"), Some(size));
     let output = Output { server: &server, form, options, work };
     let reading = Reading { session: &mut session, level: options.level, excluded: &excluded };
-    let (written, contents) = reading.beside(work, || output.write(command, file_stem(&database)));
+    let (written, contents) = reading.beside(work, || {
+        let written = output.write(command, file_stem(&database))?;
+        // Reading the tables may take longer; what happens to them from here on is not the dump's.
+        let files =
+            Session::open(&server, work.cancel).and_then(|mut now| contents::files(&mut now));
+        Ok((written, files))
+    });
     if let (Err(_), Some(tag)) = (&written, &tag) {
         // The error that is told is the first one.
         let _ = end_session(&server, tag);
     }
-    let staged = written.with_context(|| format!("dumping '{database}'"))?;
+    let (written, files) = written.with_context(|| format!("dumping '{database}'"))?;
     let mut contents = contents?;
-    let is_partial = contents.settle(&mut session)?;
+    let is_partial = contents.settle(&mut session, &files?)?;
     // The server cannot clean up behind a snapshot: it is held no longer than needed.
     drop(session);
+    let staged = output.commit(written)?;
     for (what, why) in contents.unread() {
         work.progress.warn(&format!("a restore cannot be compared with {what}: {why}"));
     }
@@ -163,6 +173,12 @@ fn pg_dump(server: &Server, options: &Options, snapshot: &str) -> anyhow::Result
     Ok(command)
 }
 
+/// What `pg_dump` made, without its name yet.
+enum Written {
+    File(Box<HashWriter<NewFile>>, String),
+    Folder(PathBuf, String),
+}
+
 /// Where and how a dump is written.
 struct Output<'a> {
     server: &'a Server,
@@ -172,19 +188,19 @@ struct Output<'a> {
 }
 
 impl Output<'_> {
-    /// Runs `pg_dump` and commits what it made.
-    fn write(&self, command: Command, stem: &str) -> anyhow::Result<Vec<Staged>> {
+    /// Runs `pg_dump` to its good end.
+    fn write(&self, command: Command, stem: &str) -> anyhow::Result<Written> {
         let name = format!("{stem}{}", self.form.suffix());
         match self.form.format {
             Format::Plain => {
                 // In the text there is nothing but its compression.
-                self.write_file(command.arg("--format=plain"), self.form.compression, &name)
+                self.write_file(command.arg("--format=plain"), self.form.compression, name)
             }
             Format::Custom => {
                 let command = command.arg("--format=custom").args(self.archive_compression());
-                self.write_file(command, Compression::None, &name)
+                self.write_file(command, Compression::None, name)
             }
-            Format::Directory => self.write_folder(command, &name),
+            Format::Directory => self.write_folder(command, name),
         }
     }
 
@@ -202,8 +218,8 @@ impl Output<'_> {
         &self,
         command: Command,
         compression: Compression,
-        name: &str,
-    ) -> anyhow::Result<Vec<Staged>> {
+        name: String,
+    ) -> anyhow::Result<Written> {
         let context =
             || format!("cannot write a dump to '{}'", self.work.staging.folder().display());
         let file = self.work.staging.create()?;
@@ -221,11 +237,10 @@ impl Output<'_> {
             }
         })?;
         self.judge(&finished)?;
-        let file = output.finish().with_context(context)?;
-        Ok(vec![self.work.staging.commit(file, name.as_bytes())?])
+        Ok(Written::File(Box::new(output.finish().with_context(context)?), name))
     }
 
-    fn write_folder(&self, command: Command, name: &str) -> anyhow::Result<Vec<Staged>> {
+    fn write_folder(&self, command: Command, name: String) -> anyhow::Result<Written> {
         let folder = self.work.staging.scratch();
         let finished = if self.server.is_elsewhere() {
             let command = command.arg("--format=tar");
@@ -242,9 +257,21 @@ impl Output<'_> {
             read_output(command, |_| Ok(()))?
         };
         self.judge(&finished)?;
-        self.work.progress.begin("reading the dump", None);
+        Ok(Written::Folder(folder, name))
+    }
+
+    /// Gives what was written its name, once it is on the disk.
+    fn commit(&self, written: Written) -> anyhow::Result<Vec<Staged>> {
         let (cancel, progress) = (self.work.cancel, self.work.progress);
-        self.work.staging.commit_folder(&folder, name.as_bytes(), cancel, progress)
+        match written {
+            Written::File(file, name) => {
+                Ok(vec![self.work.staging.commit(*file, name.as_bytes())?])
+            }
+            Written::Folder(folder, name) => {
+                progress.begin("reading the dump", None);
+                self.work.staging.commit_folder(&folder, name.as_bytes(), cancel, progress)
+            }
+        }
     }
 
     fn judge(&self, finished: &Finished) -> anyhow::Result<()> {

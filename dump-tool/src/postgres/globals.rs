@@ -132,7 +132,7 @@ fn refusal(finished: &Finished) -> anyhow::Error {
     if classify(&error) == Exit::Denied && finished.stderr.contains("pg_authid") {
         return Failure::new(Exit::Denied, error.to_string())
             .hint("passwords of roles are for superusers: name one (--user), or leave them out")
-            .hint("bk-dump globals --no-role-passwords")
+            .hint("bk-dump globals --no-role-passwords, or BACKUP_GLOBALS=without-passwords")
             .into();
     }
     error

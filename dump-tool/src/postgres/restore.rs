@@ -29,6 +29,7 @@ use bk_manifest::progress::Progress;
 use bk_manifest::time::Time;
 use serde_json::{Map, Value};
 
+pub use self::beside::MARK;
 pub use self::selection::Wanted;
 use super::connection::Server;
 use super::contents::Contents;

@@ -117,8 +117,9 @@ fn read(
     // What is not judged needs no fingerprint.
     let level = match table.kind {
         None => level,
-        Some(Kind::MaterializedView | Kind::ExtensionTable) => level.min(Level::Count),
-        Some(Kind::ForeignTable | Kind::Unknown) => Level::None,
+        Some(Kind::ExtensionTable) => level.min(Level::Count),
+        // pg_dump does not wait for a materialised view that is being refreshed, nor do we.
+        Some(Kind::MaterializedView | Kind::ForeignTable | Kind::Unknown) => Level::None,
     };
     if level == Level::None {
         return Ok(());
@@ -145,21 +146,36 @@ fn read(
     Ok(())
 }
 
+/// The number of each table's file as it is now, by the table's number.
+///
+/// # Errors
+/// If the session is at its end.
+pub fn files(session: &mut Session) -> anyhow::Result<BTreeMap<u32, u32>> {
+    Ok(list(session)?.into_iter().map(|row| (row.oid, row.filenode_now)).collect())
+}
+
 /// Forgets what was read of tables that have another file now.
 ///
 /// They were emptied by TRUNCATE, which no snapshot sees, or written anew, by VACUUM FULL for
-/// instance: what was read and what was dumped need not be the same. Returns whether there are any.
-pub(super) fn look_again(session: &mut Session, tables: &mut [Table]) -> anyhow::Result<bool> {
-    let now: BTreeMap<u32, u32> =
-        list(session)?.into_iter().map(|row| (row.oid, row.filenode_now)).collect();
+/// instance: what was read and what was dumped need not be the same. Returns whether that had
+/// happened to any when the dump had ended, as `files` tells.
+pub(super) fn look_again(
+    session: &mut Session,
+    tables: &mut [Table],
+    files: &BTreeMap<u32, u32>,
+) -> anyhow::Result<bool> {
+    let now = self::files(session)?;
     let mut has_any = false;
     for table in tables.iter_mut().filter(|table| table.is_judged()) {
-        if now.get(&table.oid) != Some(&table.filenode) {
+        let is_another =
+            |files: &BTreeMap<u32, u32>| files.get(&table.oid) != Some(&table.filenode);
+        let (in_dump, in_reading) = (is_another(files), is_another(&now));
+        if in_dump || in_reading {
             (table.rows, table.fingerprint) = (None, None);
-            let why = "it was emptied, rewritten or dropped meanwhile, and the dump may lack them";
-            table.unread = Some(why.to_owned());
-            has_any = true;
+            let end = if in_dump { ", and the dump may lack them" } else { "" };
+            table.unread = Some(format!("it was emptied, rewritten or dropped meanwhile{end}"));
         }
+        has_any |= in_dump;
     }
     Ok(has_any)
 }

@@ -12,7 +12,7 @@ use super::{Job, names};
 use crate::postgres::session::{identifier, literal};
 
 /// Begins the comment of a database that was made here, until it takes its final name.
-const MARK: &str = "bk-dump: unfinished restore, may be dropped: ";
+pub const MARK: &str = "bk-dump: unfinished restore, may be dropped: ";
 /// Such a database is made closed and with this connection limit, which no one else chooses: so it is
 /// known also if its maker died before it could write the comment.
 const NEWBORN_LIMIT: u32 = 1_113_288_271;
