@@ -42,7 +42,9 @@ choose_steps() {
     IFS=: read -ra list <<<"${BACKUP_EXCLUDE:-}"
     [[ ${BACKUP_INCLUDE_ARCHIVED:-true} == true ]] || list+=(/events/archived)
     if [[ -n ${BACKUP_SQLITE:-} ]]; then # a database in use is no file to copy: it is dumped
-      item=$(realpath -m --relative-base="${BACKUP_ROOT}" -- "${BACKUP_SQLITE}" | sed 's/[][\\*?{}]/\\&/g')
+      item=$(realpath -m --relative-base="${BACKUP_ROOT}" -- "${BACKUP_SQLITE}")
+      # shellcheck disable=SC2001 # before bash 5.2 nothing else can repeat what it found
+      item=$(sed 's/[][\\*?{}]/\\&/g' <<<"${item}")
       [[ ${item} == /* ]] || list+=("/${item}" "/${item}-wal" "/${item}-shm" "/${item}-journal")
     fi
     add=(bk-manifest add --root "${BACKUP_ROOT}" "${list[@]/#/--exclude=}")

@@ -132,8 +132,8 @@ END
   printf 'BACKUP_POSTGRES=docker:pg/new\nBACKUP_MIGRATE=echo migrate >>"${FAKE}/calls"\n' >>"${FAKE}/settings"
   run -0 "${restore}" latest --confirm app --secrets no
   [[ ${output} == *'plan         globals '*'roles that the server lacks are made'* ]]
-  run -0 grep -E '^bk-dump|migrate|start' "${FAKE}/calls"
-  [[ $(sed 's/--from [^ ]* //' <<<"${output}" | paste -sd,) == 'bk-dump restore --component globals --via docker:pg,bk-dump restore --dry-run --via docker:pg --replace --database new,bk-dump restore --via docker:pg --replace --database new,migrate,docker compose start api worker' ]]
+  run -0 sed -nE 's/--from [^ ]* //; /^bk-dump|migrate|start/p' "${FAKE}/calls"
+  [[ $(paste -sd, <<<"${output}") == 'bk-dump restore --component globals --via docker:pg,bk-dump restore --dry-run --via docker:pg --replace --database new,bk-dump restore --via docker:pg --replace --database new,migrate,docker compose start api worker' ]]
   sed -i 's/^BACKUP_MIGRATE=.*/BACKUP_MIGRATE=exit 2/' "${FAKE}/settings"
   run --separate-stderr -1 "${restore}" latest --confirm app --secrets no
   [[ ${stderr} == *'everything was restored, but BACKUP_MIGRATE has not ended well' ]]

@@ -5,7 +5,7 @@
 //! A fingerprint is the sum over a table's rows of what SHA-256 makes of each row's text form. So
 //! it does not depend on the order of rows, and rows that are there twice count twice. Columns are
 //! taken in the order of their names: `pg_dump` does not keep the order of columns that were
-//! inherited. What decides about the text form is pinned for as long as it takes ([`PINNED`]).
+//! inherited. What decides about the text form is pinned for as long as it takes (`PINNED`).
 
 mod differences;
 mod excluded;

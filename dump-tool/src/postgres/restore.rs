@@ -1,7 +1,7 @@
 //! Getting a dump of PostgreSQL back: planned and told first, then done.
 //!
-//! The usual way ([`replace`]) loads it into a database beside the one that it is for, compares that
-//! with what was recorded, and lets the two change names. [`in_place`] loads into the database itself,
+//! The usual way (`replace`) loads it into a database beside the one that it is for, compares that
+//! with what was recorded, and lets the two change names. `in_place` loads into the database itself,
 //! in one transaction; so do chosen tables and schemas.
 
 mod acl;
