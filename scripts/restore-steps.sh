@@ -61,7 +61,7 @@ put_back() {
     [[ ${BACKUP_POSTGRES} == url:* ]] || server=(--via "${BACKUP_POSTGRES%%/*}") database=(--database "${BACKUP_POSTGRES#*/}")
     [[ -z ${globals} ]] \
       || bk-dump restore --from "${beside}" --component "${globals}" "${server[@]}" <"${work}/dumps" >"${work}/globals"
-    server+=(--replace "${database[@]}")
+    server+=(--replace --verbose "${database[@]}") # what it plans, and what it puts aside under which name
     bk-dump restore --dry-run --from "${beside}" "${server[@]}" <"${work}/dumps" >"${work}/checked"
   fi
   stop_services

@@ -115,7 +115,7 @@ END
   echo 2 >"${FAKE}/codes/bk-dump-restore"
   run --separate-stderr -1 "${restore}" latest --confirm app --secrets no
   [[ ${stderr} == *'THE RESTORE STOPPED HALF-WAY'* ]]
-  [[ $(tail -n 2 "${FAKE}/calls" | sed 's/ .*--via/ --via/' | paste -sd,) == 'bk-dump --via docker:pg --replace --database new,docker compose start api worker' ]]
+  [[ $(tail -n 2 "${FAKE}/calls" | sed 's/ .*--via/ --via/' | paste -sd,) == 'bk-dump --via docker:pg --replace --verbose --database new,docker compose start api worker' ]]
   # Alone, it leaves all as it was.
   sed -i '/ tree /d' "${FAKE}/show"
   run --separate-stderr -2 "${restore}" latest --confirm app --secrets no
@@ -133,7 +133,7 @@ END
   run -0 "${restore}" latest --confirm app --secrets no
   [[ ${output} == *'plan         globals '*'roles that the server lacks are made'* ]]
   run -0 sed -nE 's/--from [^ ]* //; /^bk-dump|migrate|start/p' "${FAKE}/calls"
-  [[ $(paste -sd, <<<"${output}") == 'bk-dump restore --component globals --via docker:pg,bk-dump restore --dry-run --via docker:pg --replace --database new,bk-dump restore --via docker:pg --replace --database new,migrate,docker compose start api worker' ]]
+  [[ $(paste -sd, <<<"${output}") == 'bk-dump restore --component globals --via docker:pg,bk-dump restore --dry-run --via docker:pg --replace --verbose --database new,bk-dump restore --via docker:pg --replace --verbose --database new,migrate,docker compose start api worker' ]]
   sed -i 's/^BACKUP_MIGRATE=.*/BACKUP_MIGRATE=exit 2/' "${FAKE}/settings"
   run --separate-stderr -1 "${restore}" latest --confirm app --secrets no
   [[ ${stderr} == *'everything was restored, but BACKUP_MIGRATE has not ended well' ]]
