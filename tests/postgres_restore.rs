@@ -230,6 +230,10 @@ fn what_is_in_the_way_is_named_before_anything_is_touched() {
     let mut other = server.session("postgres");
     other.sql("SET application_name = 'bk-dump restore 7'; SELECT pg_advisory_lock(1651208819, hashtext('app'))");
     refused(11, "'bk-dump restore 7' since");
+    // Which lock counts for every way, though it is held in another database.
+    let in_place = [&args[..], &["--in-place"]].concat();
+    let ended = backup.restore(&sandbox, &in_place).expect(11);
+    assert!(ended.stderr.contains("'bk-dump restore 7' since"), "{}", ended.stderr);
     drop(other);
     // The programs are too old.
     fake(&server, &mut sandbox, "pg_restore", "echo 'pg_restore (PostgreSQL) 9.6.24'");
@@ -438,7 +442,8 @@ fn in_place_is_all_or_nothing() {
         let mut session = server.session(APP);
         session.sql("SELECT 1");
         let ended = backup.restore(&sandbox, &args).expect(0);
-        assert_eq!(lines(&ended.stderr).len(), 0, "{}", ended.stderr);
+        assert_eq!(lines(&ended.stderr).len(), 1, "{}", ended.stderr);
+        assert!(ended.stderr.contains("1 other sessions are open"), "{}", ended.stderr);
         assert_eq!(server.content(APP), content, "{form:?}");
         session.sql("SELECT 1");
         // What is newer and needs what is old.
@@ -773,7 +778,8 @@ fn a_full_disk_fails_the_load_and_nothing_else() {
             let args = [&["--database", APP][..], way].concat();
             let ended = backup.restore(&sandbox, &args).expect(1);
             assert!(ended.stderr.contains("No space left on device"), "{}", ended.stderr);
-            assert_eq!(lines(&ended.stderr).len(), 1, "{}", ended.stderr);
+            // In place the open session is a warning.
+            assert_eq!(lines(&ended.stderr).len(), way.len(), "{}", ended.stderr);
             if way.len() == 1 {
                 session.sql("SELECT 1");
             }
@@ -792,15 +798,10 @@ fn a_missing_database_gets_what_was_recorded() {
     server.sql("postgres", "ALTER DATABASE app RESET app.custom");
     let adorned = attributes(&server, APP);
     server.sql("postgres", "DROP DATABASE app");
-    let ended = backup.restore(&sandbox, &["--database", APP]).expect(0);
+    let ended = backup.restore(&sandbox, &["--database", APP]).expect(3);
     assert_eq!(lines(&ended.stderr).len(), 1, "{}", ended.stderr);
     assert!(ended.stderr.contains("'app.custom'"), "{}", ended.stderr);
-    // The order of settings is that in which they were made.
-    let sorted = |text: &str| {
-        let mut parts: Vec<char> = text.chars().collect();
-        parts.sort_unstable();
-        parts
-    };
+    assert!(String::from_utf8_lossy(&ended.stdout).contains("\"code\":3"));
     assert_eq!(sorted(&attributes(&server, APP)), sorted(&adorned));
 }
 
@@ -896,4 +897,131 @@ fn inside_a_container_every_form_comes_back() {
     let left = fs::read_dir(sandbox.path("tmp")).unwrap().flatten().map(|entry| entry.file_name());
     let left: Vec<_> = left.filter(|name| name.to_str().unwrap().starts_with("tmp.")).collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn an_empty_database_gets_what_was_recorded() {
+    let (server, sandbox) = bench("CREATE TABLE t AS SELECT 7 AS a");
+    adorn(&server);
+    server.sql("postgres", "ALTER DATABASE app RESET app.custom");
+    let backup = back_up(&sandbox, APP, FORMS[0]);
+    let adorned = attributes(&server, APP);
+    // As the image of PostgreSQL makes it when it is started for the first time.
+    let empty = |owner: &str| {
+        server.sql("postgres", "DROP DATABASE IF EXISTS app");
+        server.sql("postgres", &format!("CREATE DATABASE app OWNER \"{owner}\""));
+    };
+    empty("postgres");
+    backup.restore(&sandbox, &["--database", APP]).ok();
+    let found = attributes(&server, APP);
+    assert_eq!(sorted(&found), sorted(&adorned), "{found} is not {adorned}");
+    assert_eq!(databases(&server), [APP]);
+    // What is left out stays as it is there.
+    empty("reader");
+    server.sql("postgres", "REVOKE CONNECT ON DATABASE app FROM PUBLIC");
+    backup.restore(&sandbox, &["--database", APP, "--no-owner", "--no-acl"]).ok();
+    let found = attributes(&server, APP);
+    assert!(found.starts_with("reader|{=T/reader,reader=CTc/reader}|77|"), "{found}");
+}
+
+#[test]
+fn a_load_in_place_does_not_wait_for_ever() {
+    let (server, sandbox) = bench("CREATE TABLE t AS SELECT 7 AS a");
+    let backup = back_up(&sandbox, APP, FORMS[0]);
+    let content = server.content(APP);
+    let mut session = server.session(APP);
+    session.sql("SET application_name = 'gunicorn'; BEGIN; SELECT * FROM t");
+    let ended = backup.restore(&sandbox, &["--database", APP, "--in-place", "--replace"]).expect(1);
+    for words in ["'gunicorn' (idle in transaction)", "hint: stop the application first"] {
+        assert!(ended.stderr.contains(words), "{}", ended.stderr);
+    }
+    session.sql("SELECT * FROM t");
+    assert_eq!(server.content(APP), content);
+}
+
+/// The characters of a text; the order of a database's settings is that in which they were made.
+fn sorted(text: &str) -> Vec<char> {
+    let mut characters: Vec<char> = text.chars().collect();
+    characters.sort_unstable();
+    characters
+}
+
+#[test]
+fn a_load_in_place_that_differs_is_a_failure_that_tells_it_is_committed() {
+    let (server, mut sandbox) = bench("CREATE TABLE t AS SELECT 7 AS a");
+    let backup = back_up(&sandbox, APP, FORMS[0]);
+    // The application writes between the commit and the comparison.
+    let script = format!(
+        "\"$real\" \"$@\" || exit; for arg; do case \"$arg\" in --dbname=*) \
+         '{}' -X -q -d \"${{arg#--dbname=}}\" -c 'INSERT INTO t VALUES (8)';; esac; done",
+        server.bin().join("psql").display()
+    );
+    fake(&server, &mut sandbox, "pg_restore", &script);
+    for way in [&["--in-place", "--replace"][..], &["--table", "t", "--replace"]] {
+        let args = [&["--database", APP][..], way].concat();
+        let ended = backup.restore(&sandbox, &args).expect(1);
+        for words in ["public.t", "loaded and committed in 'app'", "stop it first"] {
+            assert!(ended.stderr.contains(words), "{}", ended.stderr);
+        }
+        assert_eq!(ended.stdout, b"");
+        assert_eq!(server.sql(APP, "SELECT sum(a) FROM t"), "15");
+    }
+}
+
+#[test]
+fn what_cannot_be_given_back_to_the_database_is_told_by_the_code() {
+    let (server, mut sandbox) = bench("CREATE TABLE t AS SELECT 7 AS a");
+    adorn(&server);
+    server.sql("postgres", "ALTER DATABASE app RESET app.custom");
+    let backup = back_up(&sandbox, APP, FORMS[0]);
+    server.sql(
+        "postgres",
+        "DROP DATABASE app; ALTER ROLE reader RENAME TO other; CREATE DATABASE app",
+    );
+    let bare = ["--database", APP, "--no-owner", "--no-acl"];
+    let ended = backup.restore(&sandbox, &bare).expect(3);
+    assert!(ended.stderr.contains("role \"reader\" does not exist"), "{}", ended.stderr);
+    assert_eq!(server.sql(APP, "SELECT a FROM t"), "7");
+    // A locale that this server lacks.
+    server.sql("postgres", "DROP DATABASE app");
+    // The program itself is what ends at an error, not the loop before it.
+    let script = "pipe=$(mktemp -u) && mkfifo \"$pipe\" && exec 3<&0
+        while IFS= read -r line; do
+            printf '%s\\n' \"$line\" | sed \"s/LC_CTYPE 'C.UTF-8'/LC_CTYPE 'nowhere'/\"
+        done <&3 >\"$pipe\" 2>/dev/null &
+        exec \"$real\" \"$@\" <\"$pipe\" 3<&-";
+    fake(&server, &mut sandbox, "psql", script);
+    server.sql("postgres", "ALTER ROLE other RENAME TO reader");
+    let ended = backup.restore(&sandbox, &["--database", APP]).expect(3);
+    assert!(ended.stderr.contains("text may sort otherwise"), "{}", ended.stderr);
+    assert_eq!(server.sql(APP, "SELECT a FROM t"), "7");
+}
+
+#[test]
+fn the_locale_provider_is_the_recorded_one() {
+    let (server, sandbox) = bench("CREATE TABLE t AS SELECT 7 AS a");
+    let provider = "SELECT datlocprovider FROM pg_database WHERE datname = ";
+    let backup = back_up(&sandbox, APP, FORMS[0]);
+    // As on a server whose databases have another one by themselves.
+    let server_is_icu = "UPDATE pg_database SET datlocprovider = 'i', daticulocale = 'en-US' \
+                         WHERE datname = 'template0'";
+    server.sql("postgres", server_is_icu);
+    backup.restore(&sandbox, &["--database", "new"]).ok();
+    assert_eq!(server.sql("postgres", &format!("{provider}'new'")), "c");
+}
+
+#[test]
+fn what_another_restore_left_newborn_is_dropped() {
+    let (server, sandbox) = bench("CREATE TABLE t AS SELECT 7 AS a");
+    let backup = back_up(&sandbox, APP, FORMS[0]);
+    let newborn = |name: &str| {
+        let closed = "ALLOW_CONNECTIONS false CONNECTION LIMIT 1113288271";
+        server.sql("postgres", &format!("CREATE DATABASE {name} {closed}"));
+    };
+    // Of this database; of another one; of another one with a name like that of ours.
+    let others = ["app__bk_c__bk_01234567", "other__bk_01234567"];
+    newborn("app__bk_01234567");
+    others.into_iter().for_each(newborn);
+    backup.restore(&sandbox, &["--database", APP, "--replace", "--drop-old"]).ok();
+    assert_eq!(databases(&server), [APP, others[0], others[1]]);
 }

@@ -118,16 +118,16 @@ pub fn restore(
         document.write(output, Format::Json)?;
         return Ok(exit);
     }
-    step.carry_out(&dump, component, progress)?;
+    let restored = step.carry_out(&dump, component, progress)?;
     progress.note(&format!("restored the component '{}'", component.name));
-    let exit = document.trailer.exit()?;
+    let exit = document.trailer.worsen(restored)?;
     let mut run = document.trailer.run()?;
-    let mut restored = match run.extra.remove("restored") {
+    let mut list = match run.extra.remove("restored") {
         Some(Value::Array(list)) => list,
         _ => Vec::new(),
     };
-    restored.push(json!(component.name));
-    run.extra.insert("restored".into(), Value::Array(restored));
+    list.push(json!(component.name));
+    run.extra.insert("restored".into(), Value::Array(list));
     document.trailer.set_run(&run);
     document.write(output, Format::Json)?;
     Ok(exit)
@@ -175,9 +175,9 @@ impl<'a> Step<'a> {
         dump: &Dump,
         component: &Component,
         progress: &dyn Progress,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Exit> {
         match self {
-            Step::Database(plan) => plan.carry_out(progress),
+            Step::Database(plan) => return plan.carry_out(progress),
             Step::Roles(server) => {
                 globals::restore(dump.kind, dump.open()?, server, false, progress)
             }
@@ -186,6 +186,7 @@ impl<'a> Step<'a> {
             }
             Step::Folder(target) => unpack::unpack(dump.kind, dump.open()?, target, progress),
         }
+        .map(|()| Exit::Done)
     }
 }
 

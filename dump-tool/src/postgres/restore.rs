@@ -20,6 +20,7 @@ mod requirements;
 mod selection;
 mod space;
 mod swap;
+mod waiting;
 
 use std::num::NonZeroUsize;
 
@@ -153,12 +154,13 @@ pub fn plan<'a>(
 }
 
 impl Plan<'_> {
-    /// Does it.
+    /// Does it. [`Exit::Partial`] if something that belongs to the database could not be given back;
+    /// each such thing is a warning.
     ///
     /// # Errors
-    /// [`Exit::Damaged`] if what was loaded is not what was recorded; what the programs said. The
-    /// database is as it was then, or the message says otherwise.
-    pub fn carry_out(self, progress: &dyn Progress) -> anyhow::Result<()> {
+    /// [`Exit::Damaged`] if what was loaded beside it is not what was recorded; what the programs
+    /// said. The database is as it was then, or the message says otherwise.
+    pub fn carry_out(self, progress: &dyn Progress) -> anyhow::Result<Exit> {
         let context = format!("cannot restore into the database '{}'", self.job.name);
         match self.steps {
             Steps::Replace(replacement) => replacement.carry_out(&self.job, progress),

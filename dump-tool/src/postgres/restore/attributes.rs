@@ -1,5 +1,6 @@
 //! What belongs to a database and not into its dump: owner, rights, settings, limit, comment.
 
+use bk_manifest::exit::Exit;
 use bk_manifest::progress::Progress;
 use serde_json::{Map, Value};
 
@@ -87,19 +88,30 @@ impl Attributes {
         }
     }
 
-    /// Gives them to a database, all but the comment; what cannot be given is a warning.
-    pub(super) fn give(&self, guard: &mut Guard, database: &str, progress: &dyn Progress) {
+    /// Gives them to a database, all but the comment; what cannot be given is a warning, and
+    /// [`Exit::Partial`].
+    pub(super) fn give(&self, guard: &mut Guard, database: &str, progress: &dyn Progress) -> Exit {
+        let mut exit = Exit::Done;
+        let mut lacks = |text: &str| {
+            progress.warn(text);
+            exit = Exit::Partial;
+        };
         for setting in self.settings.iter().filter(|setting| setting.value.is_none()) {
-            progress.warn(&format!(
+            lacks(&format!(
                 "the value of the setting '{}' is not in the backup: set it yourself",
                 setting.name
             ));
         }
+        let rights = self.acl.iter().flatten();
+        for item in rights.filter(|item| Item::parse(item).is_none()) {
+            lacks(&format!("without the right {item}, which is not known here"));
+        }
         for (what, statement) in self.statements(database) {
             if let Err(error) = guard.run(&statement) {
-                progress.warn(&format!("without {what}: {error:#}"));
+                lacks(&format!("without {what}: {error:#}"));
             }
         }
+        exit
     }
 
     /// The statements, each with what it is about. Everyone's rights are taken first, the owner's

@@ -16,6 +16,8 @@ pub const MARK: &str = "bk-dump: unfinished restore, may be dropped: ";
 /// Such a database is made closed and with this connection limit, which no one else chooses: so it is
 /// known also if its maker died before it could write the comment.
 const NEWBORN_LIMIT: u32 = 1_113_288_271;
+/// The first version whose databases name the provider of their locale, as the server counts.
+const PROVIDERS: u32 = 150_000;
 /// How long the sessions of a dead restore may take to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -27,7 +29,7 @@ pub(super) struct Beside {
 
 impl Beside {
     /// Makes it with the encoding and the locale that were recorded, once what dead restores into the
-    /// same database left is gone.
+    /// same database left is gone. [`Exit::Partial`] comes with it if it lacks the locale.
     ///
     /// # Errors
     /// [`Exit::Usage`] if a database of its name is not ours; what the server said.
@@ -36,15 +38,18 @@ impl Beside {
         job: &Job<'_>,
         tablespace: Option<&str>,
         progress: &dyn Progress,
-    ) -> anyhow::Result<Self> {
+    ) -> anyhow::Result<(Self, Exit)> {
         let (target, backup) = (job.name.as_str(), job.backup);
         let name = names::beside(target, backup);
         for left in left_over(guard, target, &name)? {
             drop_database(guard, &left)?;
             progress.note(&format!("dropped '{left}', which a restore had left unfinished"));
         }
-        let options = Options { name: &name, tablespace, record: job.record };
-        create_closed(guard, &options, progress)?;
+        let has_providers = guard
+            .value(&format!("SELECT current_setting('server_version_num')::int >= {PROVIDERS}"))?
+            == "t";
+        let options = Options { name: &name, tablespace, record: job.record, has_providers };
+        let exit = create_closed(guard, &options, progress)?;
         let mark = format!("{MARK}backup {backup}{}", mark_end(target));
         let quoted = identifier(&name);
         guard.run(&format!(
@@ -53,7 +58,7 @@ impl Beside {
              ALTER DATABASE {quoted} CONNECTION LIMIT -1; COMMIT",
             literal(&mark)
         ))?;
-        Ok(Beside { name })
+        Ok((Beside { name }, exit))
     }
 
     /// Drops it, and ends what still loads it.
@@ -83,28 +88,36 @@ pub(super) fn check_name(guard: &mut Guard, target: &str, backup: &str) -> anyho
     Err(Failure::new(Exit::Usage, message).hint("rename or drop it first").into())
 }
 
-/// The databases that restores into `target` made and did not finish. None is alive: the guard has
-/// the lock.
+/// The databases that restores into `target` made and did not finish; that of this backup would be
+/// called `name`. None is alive: the guard has the lock.
 ///
 /// # Errors
 /// What the server said.
 pub(super) fn left_over(
     guard: &mut Guard,
     target: &str,
-    newborn: &str,
+    name: &str,
 ) -> anyhow::Result<Vec<String>> {
     let end = mark_end(target);
+    let mut is_newborn = format!("datname = {}", literal(name));
+    if let Some(prefix) = names::beside_prefix(target) {
+        let length = prefix.chars().count();
+        is_newborn = format!(
+            "({is_newborn} OR left(datname::text, {length}) = {} AND length(datname::text) = {})",
+            literal(&prefix),
+            length + names::ID_END
+        );
+    }
     let rows = guard.rows(&format!(
         "SELECT datname::text AS name FROM (SELECT d.*, \
          pg_catalog.shobj_description(d.oid, 'pg_database') AS comment \
          FROM pg_catalog.pg_database d) AS databases \
          WHERE left(comment, {}) = {} AND right(comment, {}) = {} \
-         OR comment IS NULL AND datname = {} AND NOT datallowconn AND datconnlimit = {NEWBORN_LIMIT}",
+         OR comment IS NULL AND {is_newborn} AND NOT datallowconn AND datconnlimit = {NEWBORN_LIMIT}",
         MARK.chars().count(),
         literal(MARK),
         end.chars().count(),
         literal(&end),
-        literal(newborn),
     ))?;
     let name = |row: &Value| row.get("name").and_then(Value::as_str).map(str::to_owned);
     Ok(rows.iter().filter_map(name).collect())
@@ -120,6 +133,8 @@ struct Options<'a> {
     name: &'a str,
     tablespace: Option<&'a str>,
     record: &'a Map<String, Value>,
+    /// Whether the server knows providers of locales.
+    has_providers: bool,
 }
 
 impl Options<'_> {
@@ -152,6 +167,10 @@ impl Options<'_> {
             }
         }
         let provider = match self.text("locale_provider") {
+            // Without a word it would be that of template0; an older server's can only be this one.
+            Some("c") | None if self.has_providers && self.text("collate").is_some() => {
+                return statement + " LOCALE_PROVIDER libc";
+            }
             Some("i") => " LOCALE_PROVIDER icu ICU_LOCALE ",
             Some("b") => " LOCALE_PROVIDER builtin BUILTIN_LOCALE ",
             _ => return statement,
@@ -170,12 +189,12 @@ fn create_closed(
     guard: &mut Guard,
     options: &Options<'_>,
     progress: &dyn Progress,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Exit> {
     let context = |error: anyhow::Error| {
         error.context(format!("cannot make the database '{}'", options.name))
     };
     let (exact, plain) = (options.exact(), options.plain());
-    let Err(error) = guard.run(&exact) else { return Ok(()) };
+    let Err(error) = guard.run(&exact) else { return Ok(Exit::Done) };
     let said = format!("{error:#}").to_lowercase();
     if exact == plain || !["locale", "collat", "icu"].iter().any(|word| said.contains(word)) {
         return Err(context(error));
@@ -184,5 +203,6 @@ fn create_closed(
         "this server does not have the locale of the dumped database ({}): text may sort otherwise",
         options.text("locale").or_else(|| options.text("collate")).unwrap_or("unknown"),
     ));
-    guard.run(&plain).map_err(context)
+    guard.run(&plain).map_err(context)?;
+    Ok(Exit::Partial)
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bk_manifest::command::Cancel;
-use bk_manifest::exit::{Exit, Failure, fail};
+use bk_manifest::exit::{Exit, Failure, classify, fail};
 use serde_json::Value;
 
 use crate::postgres::connection::Server;
@@ -28,6 +28,8 @@ pub(super) struct Guard {
     name: String,
     session: Option<Session>,
     is_cleanup: bool,
+    /// The lock beside the database, for a session that is within it.
+    _beside: Option<Box<Guard>>,
 }
 
 impl Guard {
@@ -46,13 +48,21 @@ impl Guard {
         Err(first.unwrap_or_else(|| fail(Exit::Usage, format!("'{name}' cannot be replaced"))))
     }
 
-    /// The same from within the database.
+    /// The same from within the database. A lock counts only in the database that it is taken in, so
+    /// that of [`Guard::lock`] is held too, unless our role is let into no database beside this one.
     ///
     /// # Errors
     /// As [`Guard::lock`].
     pub(super) fn within(server: &Server, name: &str) -> anyhow::Result<Self> {
+        let beside = match Guard::lock(server, name) {
+            Ok(guard) => Some(Box::new(guard)),
+            Err(error) if classify(&error) == Exit::Busy => return Err(error),
+            Err(_) => None,
+        };
+        bk_manifest::signal::check()?;
         let server = server.in_database(name);
-        Guard::of(Session::open(&server, &Cancel::default())?, &server, name)
+        let guard = Guard::of(Session::open(&server, &Cancel::default())?, &server, name)?;
+        Ok(Guard { _beside: beside, ..guard })
     }
 
     fn of(mut session: Session, server: &Server, name: &str) -> anyhow::Result<Self> {
@@ -62,6 +72,7 @@ impl Guard {
             name: name.to_owned(),
             session: Some(session),
             is_cleanup: false,
+            _beside: None,
         })
     }
 
@@ -72,6 +83,7 @@ impl Guard {
             name: self.name.clone(),
             session: None,
             is_cleanup: true,
+            _beside: None,
         }
     }
 
@@ -150,6 +162,27 @@ impl Guard {
         Ok(self.value(&format!("{count}{}", literal(name)))? != "0")
     }
 
+    /// Whether the server has a role of that name.
+    ///
+    /// # Errors
+    /// As [`Guard::run`].
+    pub(super) fn has_role(&mut self, name: &str) -> anyhow::Result<bool> {
+        let count = "SELECT count(*) FROM pg_catalog.pg_roles WHERE rolname = ";
+        Ok(self.value(&format!("{count}{}", literal(name)))? != "0")
+    }
+
+    /// How many sessions are in the database beside those of this restore.
+    ///
+    /// # Errors
+    /// As [`Guard::run`].
+    pub(super) fn count_others(&mut self) -> anyhow::Result<String> {
+        self.value(
+            "SELECT count(*) FROM pg_catalog.pg_stat_activity \
+             WHERE datname = current_database() AND usesysid IS NOT NULL \
+             AND application_name <> current_setting('application_name')",
+        )
+    }
+
     /// Ends every other session of this restore in the database.
     ///
     /// # Errors
@@ -221,6 +254,8 @@ fn acquire(session: &mut Session, name: &str) -> anyhow::Result<()> {
                  to_char(a.backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') AS since \
                  FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid) \
                  WHERE l.locktype = 'advisory' AND l.granted AND l.classid = {LOCK_CLASS} \
+                 AND l.database = (SELECT oid FROM pg_catalog.pg_database \
+                 WHERE datname = current_database()) \
                  AND l.objid = pg_catalog.hashtext({})::bit(32)::bigint::oid",
                 literal(name)
             ))?;

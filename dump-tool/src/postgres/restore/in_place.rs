@@ -4,14 +4,14 @@ use std::fs::File;
 use std::io::BufReader;
 
 use anyhow::Context;
-use bk_manifest::exit::{Exit, Failure, fail};
+use bk_manifest::exit::{Exit, Failure, classify, fail};
 use bk_manifest::progress::Progress;
 use serde_json::Value;
 
 use super::guard::Guard;
 use super::load::{self, Loading, load};
 use super::selection::{Selection, Wanted};
-use super::{Job, archive, compare, old, requirements};
+use super::{Job, archive, compare, old, requirements, waiting};
 use crate::check::DumpKind;
 use crate::postgres::directory;
 use crate::postgres::session::literal;
@@ -58,6 +58,13 @@ impl InPlace {
             job.name,
             if job.options.replaces { ", dropping what is there of it" } else { "" }
         ));
+        let others = guard.count_others()?;
+        if others != "0" {
+            progress.warn(&format!(
+                "{others} other sessions are open in '{}': what they write meanwhile will differ",
+                job.name
+            ));
+        }
         Ok(InPlace { guard, selection, roles })
     }
 
@@ -69,7 +76,7 @@ impl InPlace {
         mut self,
         job: &Job<'_>,
         progress: &dyn Progress,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Exit> {
         requirements::make_roles(&mut self.guard, &self.roles)?;
         let list = self.selection.as_ref().map(Selection::list);
         let loading = Loading {
@@ -78,15 +85,44 @@ impl InPlace {
             list: list.as_deref(),
             ..job.loading()
         };
-        if let Err(error) = load(job.dump, &job.server, &loading, progress) {
+        let (loaded, holders) =
+            waiting::watched(&mut self.guard, || load(job.dump, &job.server, &loading, progress));
+        if let Err(error) = loaded {
             // Inside a container the load may go on without us.
             if let Err(error) = self.guard.for_cleanup().end_our_sessions() {
                 progress.warn(&format!("a session that loads may still be there: {error:#}"));
             }
-            return Err(error);
+            return Err(match holders {
+                Some(holders) => held_up(&error, &holders),
+                None => error,
+            });
         }
         compare::compare(&job.server, job, self.selection.as_ref(), progress)
+            .map_err(|error| committed(error, job))?;
+        Ok(Exit::Done)
     }
+}
+
+/// The error of a load that others kept from a lock that it needs.
+fn held_up(error: &anyhow::Error, holders: &str) -> anyhow::Error {
+    let message = format!("{error:#}: it has waited too long for the sessions {holders}");
+    Failure::new(Exit::Failed, message).hint("stop the application first").into()
+}
+
+/// The error behind the commit. It is none of the codes that say that nothing was touched, such as
+/// [`Exit::Damaged`].
+fn committed(error: anyhow::Error, job: &Job<'_>) -> anyhow::Error {
+    if bk_manifest::signal::check().is_err() {
+        return error;
+    }
+    let hint = match classify(&error) {
+        Exit::Damaged => "rows that the application wrote meanwhile differ too: stop it first",
+        _ => "nothing is known to differ, but it could not be compared to its end",
+    };
+    Failure::new(Exit::Failed, format!("{error:#}"))
+        .hint(format!("the dump is loaded and committed in '{}'", job.name))
+        .hint(hint)
+        .into()
 }
 
 /// Fails for a plain dump that would end our transaction by itself, as `pg_dump` has it do for large

@@ -5,10 +5,22 @@ use bk_manifest::time::Time;
 /// Bytes that PostgreSQL keeps of a name (`NAMEDATALEN - 1`); of a longer one it drops the rest.
 pub(super) const NAME_LIMIT: usize = 63;
 
+/// Stands between the two parts of such a name.
+const BESIDE: &str = "__bk_";
+/// Characters of a backup's id that end such a name.
+pub(super) const ID_END: usize = 8;
+
 /// The database that a backup is loaded into before it becomes `name`.
 pub(super) fn beside(name: &str, backup: &str) -> String {
-    let start = backup.char_indices().rev().nth(7).map_or(0, |(start, _)| start);
-    with_suffix(name, &format!("__bk_{}", &backup[start..]))
+    let start = backup.char_indices().rev().nth(ID_END - 1).map_or(0, |(start, _)| start);
+    with_suffix(name, &format!("{BESIDE}{}", &backup[start..]))
+}
+
+/// What all names by [`beside`] for `name` begin with, whatever the backup; none if they are cut, when
+/// others' may begin with the same.
+pub(super) fn beside_prefix(name: &str) -> Option<String> {
+    let prefix = format!("{name}{BESIDE}");
+    (prefix.len() + ID_END <= NAME_LIMIT).then_some(prefix)
 }
 
 /// What the database that was called `name` is called once it was replaced.
@@ -31,6 +43,9 @@ mod tests {
         let now = Time::from_unix(1_777_342_910, 5);
         assert_eq!(beside("app", "backup-20260428-022150-a1b2c3d4"), "app__bk_a1b2c3d4");
         assert_eq!(beside("app", "b"), "app__bk_b");
+        assert_eq!(beside_prefix("app").unwrap(), "app__bk_");
+        assert_eq!(beside_prefix(&"n".repeat(50)).unwrap().len(), 55);
+        assert_eq!(beside_prefix(&"n".repeat(51)), None);
         assert_eq!(before("app", now), "app__before_20260428T022150Z");
     }
 

@@ -95,12 +95,12 @@ impl Replacement {
         mut self,
         job: &Job<'_>,
         progress: &dyn Progress,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Exit> {
         requirements::make_roles(&mut self.guard, &self.roles)?;
         let tablespace = self.old.as_ref().and_then(|old| old.tablespace.as_deref());
         let created = Beside::create(&mut self.guard, job, tablespace, progress);
-        let beside = match created {
-            Ok(beside) => beside,
+        let (beside, made) = match created {
+            Ok(created) => created,
             Err(error) => {
                 let name = names::beside(&job.name, job.backup);
                 self.take_back(&Beside { name }, job, progress);
@@ -118,34 +118,64 @@ impl Replacement {
             Ok(Err(differs)) => return Err(differs),
             Err(error) => Err(error),
         };
-        if let Err(error) = exchanged {
-            self.take_back(&beside, job, progress);
-            return Err(error);
-        }
+        let given = match exchanged {
+            Ok(given) => given,
+            Err(error) => {
+                self.take_back(&beside, job, progress);
+                return Err(error);
+            }
+        };
         self.drop_old(job, progress);
-        Ok(())
+        Ok(made.worse(given))
     }
 
-    /// Gives the loaded database all that the old one had, and its name.
+    /// Gives the loaded database all that the old one had, or that was recorded where that one held
+    /// nothing, and its name.
     fn exchange(
         &mut self,
         beside: &Beside,
         job: &Job<'_>,
         progress: &dyn Progress,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Exit> {
         self.guard.refresh()?;
-        let attributes = match &self.old {
-            Some(old) => old.attributes.clone(),
-            None => recorded(job),
+        let (attributes, found) = match &self.old {
+            Some(old) if !old.objects.is_empty() => (old.attributes.clone(), Exit::Done),
+            Some(empty) => self.recorded_over(&empty.attributes.clone(), job, progress)?,
+            None => (recorded(job), Exit::Done),
         };
-        attributes.give(&mut self.guard, &beside.name, progress);
+        let given = attributes.give(&mut self.guard, &beside.name, progress);
         Swap {
             name: &job.name,
             before: self.old.is_some().then_some(self.before.as_str()),
             beside: &beside.name,
             comment: attributes.comment.as_deref(),
         }
-        .commit(&mut self.guard, progress)
+        .commit(&mut self.guard, progress)?;
+        Ok(found.worse(given))
+    }
+
+    /// What the backup has recorded, for a database that was there and held nothing. What is left
+    /// out stays as it was there, and so does the owner if the recorded one is not on the server, which
+    /// is [`Exit::Partial`].
+    fn recorded_over(
+        &mut self,
+        empty: &Attributes,
+        job: &Job<'_>,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<(Attributes, Exit)> {
+        let (mut attributes, mut exit) = (recorded(job), Exit::Done);
+        if job.options.without.rights {
+            attributes.acl.clone_from(&empty.acl);
+        }
+        if let Some(owner) = &attributes.owner
+            && !self.guard.has_role(owner)?
+        {
+            progress.warn(&format!("without the owner '{owner}', who is not on the server"));
+            attributes.owner = None;
+            exit = Exit::Partial;
+        }
+        attributes.owner = attributes.owner.or_else(|| empty.owner.clone());
+        Ok((attributes, exit))
     }
 
     /// Drops what was loaded, also after we were told to stop.
