@@ -88,7 +88,8 @@ put_back() {
     replace bk-dump restore --from "${beside}" --to "${sqlite}" --replace <"${work}/dumps" >"${work}/restored"
   fi
   if [[ ${kinds} == *postgresql* ]]; then
-    replace bk-dump restore --from "${beside}" "${server[@]}" <"${work}/dumps" >"${work}/restored"
+    replace bk-dump restore --from "${beside}" "${server[@]}" <"${work}/dumps" >"${work}/restored" || lost=$?
+    [[ ${lost} == [03] ]] || exit "${lost}"
   fi
   state='everything was restored'
   if [[ -n ${BACKUP_MIGRATE:-} ]]; then

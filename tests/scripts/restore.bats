@@ -139,6 +139,15 @@ END
   [[ ${stderr} == *'everything was restored, but BACKUP_MIGRATE has not ended well' ]]
 }
 
+@test "a database that lacks a setting afterwards is 3, and all else is done" {
+  sed -i 's/sqlite  /postgresql/' "${FAKE}/show"
+  printf 'BACKUP_POSTGRES=docker:pg/new\nBACKUP_MIGRATE=echo migrate >>"${FAKE}/calls"\n' >>"${FAKE}/settings"
+  echo 3 >"${FAKE}/codes/bk-dump-restore"
+  run --separate-stderr -3 "${restore}" latest --confirm app --secrets no
+  [[ ${output} == *'is restored, without what is listed above' ]]
+  run -0 grep -c migrate "${FAKE}/calls"
+}
+
 @test "a PostgreSQL database in use is refused before anything is stopped or replaced" {
   sed -i 's/sqlite  /postgresql/' "${FAKE}/show"
   echo 'BACKUP_POSTGRES=docker:pg/new' >>"${FAKE}/settings"
