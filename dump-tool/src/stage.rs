@@ -7,6 +7,8 @@
 //! locked. Afterwards the dump's process is gone although push still needs the file; what then
 //! tells a running pipe from a dead one is the process group that all steps of a pipe share.
 
+mod owner;
+
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -24,6 +26,9 @@ use bk_manifest::time::Time;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use self::owner::Life;
+pub use self::owner::Owner;
+
 /// How long a finished dump of a dead pipe is kept: time to push it by hand.
 const KEEP_DEAD: Duration = Duration::from_hours(12);
 /// How long a finished dump is kept where its pipe cannot be asked, or seems to live.
@@ -37,19 +42,6 @@ pub struct Stage {
     lock: File,
 }
 
-/// Who made a staged dump: enough to find out whether its pipe still runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Owner {
-    /// The process group, which all steps of a pipe have in common.
-    group: i32,
-    /// The start of the system that the group belongs to.
-    boot: String,
-    /// The namespace that its number belongs to; containers have their own.
-    namespace: String,
-    /// The machine.
-    host: String,
-}
-
 /// What lies beside the folder of a component.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Record {
@@ -58,60 +50,12 @@ struct Record {
     is_sealed: bool,
 }
 
-/// What is known about the pipe that made a dump.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Life {
-    Dead,
-    /// It runs, or its number was given to another, or it cannot be seen from here.
-    Perhaps,
-}
-
 /// How eagerly to sweep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sweep {
     Usual,
     /// Space is short: what a dead pipe left goes at once.
     Thorough,
-}
-
-impl Owner {
-    /// The pipe that this process belongs to.
-    pub fn this() -> Self {
-        let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-        Owner {
-            group: own_group(),
-            boot: read("/proc/sys/kernel/random/boot_id"),
-            namespace: fs::read_link("/proc/self/ns/pid")
-                .map(|link| link.to_string_lossy().into_owned())
-                .unwrap_or_default(),
-            host: bk_manifest::cli::host_name(),
-        }
-    }
-
-    fn life(&self, here: &Owner) -> Life {
-        if self.host != here.host || self.boot.is_empty() {
-            return Life::Perhaps;
-        }
-        if self.boot != here.boot {
-            return Life::Dead;
-        }
-        if self.namespace != here.namespace {
-            return Life::Perhaps;
-        }
-        let group = rustix::process::Pid::from_raw(self.group);
-        match group.map(rustix::process::test_kill_process_group) {
-            Some(Err(rustix::io::Errno::SRCH)) => Life::Dead,
-            _ => Life::Perhaps,
-        }
-    }
-}
-
-/// The number of our process group; 0 if it began outside of our namespace, where it has none.
-fn own_group() -> i32 {
-    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // The name of the program stands in brackets, and may hold anything.
-    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-    fields.split_whitespace().nth(2).and_then(|group| group.parse().ok()).unwrap_or(0)
 }
 
 impl Stage {
@@ -483,7 +427,9 @@ mod tests {
     const NEXT: &str = "backup-20260429-022150-a1b2c3d4";
 
     fn dead() -> Owner {
-        Owner { boot: "another".into(), ..Owner::this() }
+        let mut owner = Owner::this();
+        owner.boot = "another".into();
+        owner
     }
 
     fn staged(stage: &Stage, owner: &Owner) -> PathBuf {
@@ -499,11 +445,6 @@ mod tests {
     fn later(hours: u64) -> Time {
         let (seconds, _) = Time::now().unix();
         Time::from_unix(seconds + i64::try_from(hours * 3600).unwrap(), 0)
-    }
-
-    #[test]
-    fn our_group_is_what_the_system_says() {
-        assert_eq!(own_group(), rustix::process::getpgrp().as_raw_nonzero().get());
     }
 
     #[test]
