@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use bk_manifest::command::{Command, Finished, Program};
 use bk_manifest::exit::{Exit, Failure};
+use bk_manifest::progress::Progress;
 
 use super::reach::{self, Reach, Via};
 use super::url;
@@ -29,6 +30,8 @@ pub struct Request {
     pub default_password: Option<String>,
 }
 
+/// Warnings of a program that are passed on one by one.
+const WARNINGS_LIMIT: usize = 20;
 /// The variables of libpq that a URL replaces as a whole.
 const REPLACED: [&str; 7] =
     ["PGHOST", "PGHOSTADDR", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE", "PGSERVICE"];
@@ -169,6 +172,18 @@ impl Server {
             .filter(|(name, _)| name.starts_with("POSTGRES_"))
             .map(|(name, value)| (name.to_owned(), value.trim_end_matches('\r').to_owned()))
             .collect())
+    }
+}
+
+/// Passes on what a successful program wrote to standard error: warnings, not errors.
+pub fn warn_of(finished: &Finished, progress: &dyn Progress) {
+    let mut lines = finished.lines();
+    for line in lines.by_ref().take(WARNINGS_LIMIT) {
+        progress.warn(line);
+    }
+    let more = lines.count();
+    if more > 0 {
+        progress.warn(&format!("and {more} more lines"));
     }
 }
 

@@ -23,8 +23,6 @@ use crate::filter::{Made, Work};
 use crate::level::Level;
 use crate::stage::Staged;
 
-/// Warnings of `pg_dump` that are passed on one by one.
-const WARNINGS_LIMIT: usize = 20;
 /// Bytes that are read from a program at once.
 const CHUNK: usize = 256 << 10;
 
@@ -278,7 +276,7 @@ impl Output<'_> {
         if !finished.is_success() {
             return Err(connection::failure(finished));
         }
-        warn_of(finished, self.work.progress);
+        connection::warn_of(finished, self.work.progress);
         Ok(())
     }
 
@@ -333,18 +331,6 @@ fn end_session(server: &Server, tag: &str) -> anyhow::Result<()> {
     Session::open_for_cleanup(server)?
         .query(&format!("SET application_name = ''; {list} {condition}"))?;
     Ok(())
-}
-
-/// Passes on what a successful program wrote to standard error.
-fn warn_of(finished: &Finished, progress: &dyn Progress) {
-    let mut lines = finished.lines();
-    for line in lines.by_ref().take(WARNINGS_LIMIT) {
-        progress.warn(line);
-    }
-    let more = lines.count();
-    if more > 0 {
-        progress.warn(&format!("pg_dump wrote {more} more lines"));
-    }
 }
 
 #[cfg(test)]

@@ -21,8 +21,6 @@ use crate::restore::Dump;
 const CHUNK: usize = 256 << 10;
 /// Where a program finds its standard input as a file that it can open again.
 const STDIN: &str = "/dev/stdin";
-/// Warnings of a program that are passed on one by one.
-const WARNINGS_LIMIT: usize = 20;
 /// Unpacks what comes in, restores it, and leaves nothing: inside a container there is no other way
 /// to give `pg_restore` a list beside the archive.
 const UNPACK_AND_RESTORE: &str = "\
@@ -76,7 +74,7 @@ pub(super) fn load(
     };
     progress.end();
     if finished.is_success() {
-        warn_of(&finished, progress);
+        connection::warn_of(&finished, progress);
         return Ok(());
     }
     Err(explained(&finished))
@@ -275,18 +273,6 @@ fn talk(
     }
     let printed = printed.ok().context("the reader of a program has ended")?;
     Ok((printed.context("cannot read what a program prints")?, finished))
-}
-
-/// Passes on what a successful program wrote to standard error: warnings, not errors.
-fn warn_of(finished: &Finished, progress: &dyn Progress) {
-    let mut lines = finished.lines();
-    for line in lines.by_ref().take(WARNINGS_LIMIT) {
-        progress.warn(line);
-    }
-    let more = lines.count();
-    if more > 0 {
-        progress.warn(&format!("and {more} more lines"));
-    }
 }
 
 /// The error of a program, with what can be done about it.
