@@ -357,15 +357,27 @@ fn a_fingerprint_depends_on_rows_alone() {
     server.sql(APP, &script);
     let recorded = record(&sandbox, APP, &[]);
     // One row, as anybody can compute it.
-    let row = "SELECT substr(encode(sha256('(a,\"b,c\")'), 'hex'), 1, 32)";
+    let row = "SELECT lpad(to_hex(hashtextextended('(a,\"b,c\")', 0)), 16, '0')";
     assert_eq!(table(&recorded, "public.right_9")["fingerprint"], server.sql(APP, row));
     for (number, (is_same, left, right)) in pairs.iter().enumerate() {
         let one = table(&recorded, &format!("public.left_{number}"));
         let other = table(&recorded, &format!("public.right_{number}"));
         let fingerprint = |table: &Value| table["fingerprint"].as_str().unwrap().to_owned();
-        assert_eq!(fingerprint(one).len(), 32);
+        assert_eq!(fingerprint(one).len(), 16);
         assert_eq!(fingerprint(one) == fingerprint(other), *is_same, "{left} and {right}");
     }
+}
+
+/// Hashes are those of the bytes that the database keeps.
+#[test]
+fn fingerprints_of_two_encodings_are_told_apart() {
+    let (server, sandbox) = bench("CREATE TABLE t AS SELECT U&'caf\\00E9' AS name");
+    server.sql("postgres", "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0");
+    server.sql("latin", "CREATE TABLE t AS SELECT U&'caf\\00E9' AS name");
+    let [utf8, latin] = [APP, "latin"].map(|database| record(&sandbox, database, &[]));
+    assert_ne!(utf8["tables"], latin["tables"]);
+    let [utf8, latin] = [utf8, latin].map(|facts| facts["fingerprints"]["method"].to_string());
+    assert!(utf8.contains("UTF8") && latin.contains("LATIN1"), "{utf8} and {latin}");
 }
 
 #[test]

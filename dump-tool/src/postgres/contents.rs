@@ -2,7 +2,7 @@
 //! objects, extensions, roles, numbers of objects. Recorded with a dump, and compared after a
 //! restore.
 //!
-//! A fingerprint is the sum over a table's rows of what SHA-256 makes of each row's text form. So
+//! A fingerprint is the sum over a table's rows of a hash of each row's text form. So
 //! it does not depend on the order of rows, and rows that are there twice count twice. Columns are
 //! taken in the order of their names: `pg_dump` does not keep the order of columns that were
 //! inherited. What decides about the text form is pinned for as long as it takes (`PINNED`).
@@ -33,10 +33,6 @@ pub use self::tables::files;
 use super::session::{Session, literal};
 use crate::level::Level;
 
-/// Name of the method. One that gives another sum for the same rows must have another name.
-const METHOD: &str = "sha256-sum-1";
-/// Since this version the server has `sha256()`.
-const HAS_SHA256: u32 = 110_000;
 /// What decides about the text form of a row, and what would hide rows.
 const PINNED: &[(&str, &str)] = &[
     ("search_path", ""),
@@ -70,10 +66,14 @@ pub fn take(
     pinned(session, |session| {
         let server_version = session.value("SHOW server_version_num")?;
         let server_version = server_version.parse().context("a server without a version")?;
-        let level = if server_version < HAS_SHA256 { level.min(Level::Count) } else { level };
+        let (level, method) = if server_version < fingerprint::HAS_HASHES {
+            (level.min(Level::Count), String::new())
+        } else {
+            (level, fingerprint::method(session)?)
+        };
         let sequences = sequences::take(session, server_version, excluded)?;
         let mut contents = Contents {
-            fingerprints: Fingerprints { level, method: METHOD.to_owned(), server_version },
+            fingerprints: Fingerprints { level, method, server_version },
             sequences,
             ..Contents::default()
         };

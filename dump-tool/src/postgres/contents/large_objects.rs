@@ -19,7 +19,7 @@ pub(super) fn take(session: &mut Session, level: Level) -> anyhow::Result<LargeO
     let count = count.parse().context("a count that is no number")?;
     let mut objects = LargeObjects { count, ..LargeObjects::default() };
     if level == Level::Full && count > 0 {
-        match fingerprint::run(session, &hashes())? {
+        match fingerprint::run(session, &chunk(), &chunks())? {
             Ok((_, fingerprint)) => objects.fingerprint = Some(fingerprint),
             Err(why) => objects.unread = Some(why),
         }
@@ -27,14 +27,19 @@ pub(super) fn take(session: &mut Session, level: Level) -> anyhow::Result<LargeO
     Ok(objects)
 }
 
-/// The hash of each chunk with its object's number and its place; holes read as zeros, however the
-/// object is stored.
-fn hashes() -> String {
+/// Each chunk's hash with its object's number and its place; holes read as zeros, however the object
+/// is stored.
+fn chunk() -> String {
+    format!(
+        "o.oid || ' ' || n || ' ' || encode(sha256(lo_get(o.oid, n * {CHUNK}, {CHUNK})), 'hex')"
+    )
+}
+
+/// All chunks that there are.
+fn chunks() -> String {
     // Opened for reading (INV_READ), the end looked for (SEEK_END), closed: each step once an object.
     format!(
-        "SELECT sha256(convert_to(o.oid || ' ' || n || ' ' || \
-             encode(sha256(lo_get(o.oid, n * {CHUNK}, {CHUNK})), 'hex'), 'UTF8')) AS h \
-         FROM (SELECT oid, lo_lseek64(fd, 0, 2) AS size, lo_close(fd) AS closed FROM \
+        "(SELECT oid, lo_lseek64(fd, 0, 2) AS size, lo_close(fd) AS closed FROM \
              (SELECT oid, lo_open(oid, 262144) AS fd FROM pg_largeobject_metadata OFFSET 0) AS opened \
              OFFSET 0) AS o, \
          LATERAL generate_series(0, greatest(o.size - 1, 0) / {CHUNK}) AS n"

@@ -13,7 +13,7 @@ use super::fingerprint;
 use super::name::Name;
 use super::record::{Kind, Omitted, Table};
 use crate::level::Level;
-use crate::postgres::session::{Session, identifier, literal};
+use crate::postgres::session::{Session, identifier};
 
 /// All that has rows of its own, those of partitioned tables being their partitions'.
 ///
@@ -62,11 +62,6 @@ pub(super) fn take(
     cancel: &Cancel,
     progress: &dyn Progress,
 ) -> anyhow::Result<Vec<Table>> {
-    // In a database without an encoding bytes are what they are, and mostly no UTF-8.
-    let encoding = match session.value("SHOW server_encoding")?.as_str() {
-        "SQL_ASCII" => "SQL_ASCII",
-        _ => "UTF8",
-    };
     let rows = list(session)?;
     progress.begin("reading tables", Some(rows.iter().map(|row| row.size).sum()));
     let mut tables = Vec::with_capacity(rows.len());
@@ -83,7 +78,7 @@ pub(super) fn take(
             filenode: row.filenode,
             ..Table::default()
         };
-        read(session, &mut table, &row.columns, level, encoding)?;
+        read(session, &mut table, &row.columns, level)?;
         progress.advance(row.size, 1);
         tables.push(table);
     }
@@ -111,9 +106,8 @@ fn read(
     table: &mut Table,
     columns: &[String],
     level: Level,
-    encoding: &str,
 ) -> anyhow::Result<()> {
-    let from = format!("FROM ONLY {} AS t", table.name.quoted());
+    let from = format!("ONLY {} AS t", table.name.quoted());
     // What is not judged needs no fingerprint.
     let level = match table.kind {
         None => level,
@@ -128,8 +122,8 @@ fn read(
         // A column that is named with its table cannot be taken for anything else.
         let row: Vec<String> =
             columns.iter().map(|column| format!("t.{}", identifier(column))).collect();
-        let text = format!("convert_to(ROW({})::text, {})", row.join(", "), literal(encoding));
-        match fingerprint::run(session, &format!("SELECT sha256({text}) AS h {from}"))? {
+        let text = format!("ROW({})::text", row.join(", "));
+        match fingerprint::run(session, &text, &from)? {
             Ok((rows, fingerprint)) => {
                 (table.rows, table.fingerprint) = (Some(rows), Some(fingerprint));
                 return Ok(());
@@ -137,7 +131,7 @@ fn read(
             Err(why) => table.unread = Some(why),
         }
     }
-    match session.attempt(&format!("SELECT count(*) AS count {from}"))? {
+    match session.attempt(&format!("SELECT count(*) AS count FROM {from}"))? {
         Ok(rows) => {
             table.rows = rows.first().and_then(|row| row.get("count")).and_then(Value::as_u64);
         }
