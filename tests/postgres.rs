@@ -224,6 +224,8 @@ fn a_database_and_its_files_come_back_the_same() {
             serde_json::json!(["database"])
         );
         assert_eq!(server.content(name), content, "{name}");
+        let known = server.sql(name, "SELECT count(*) FROM pg_stats WHERE tablename = 'events'");
+        assert_ne!(known, "0", "what the planner knows of {name}");
     }
     // One that is in use is not touched.
     server.sql(APP, "DELETE FROM events WHERE id = 7; CREATE TABLE mine (); DROP VIEW recent");

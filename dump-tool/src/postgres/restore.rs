@@ -5,6 +5,7 @@
 //! in one transaction; so do chosen tables and schemas.
 
 mod acl;
+mod analyze;
 mod archive;
 mod attributes;
 mod beside;

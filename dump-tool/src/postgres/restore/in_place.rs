@@ -8,6 +8,7 @@ use bk_manifest::exit::{Exit, Failure, classify, fail};
 use bk_manifest::progress::Progress;
 use serde_json::Value;
 
+use super::analyze::analyze;
 use super::guard::Guard;
 use super::load::{self, Loading, load};
 use super::selection::{Selection, Wanted};
@@ -97,6 +98,7 @@ impl InPlace {
                 None => error,
             });
         }
+        analyze(&job.server, progress);
         compare::compare(&job.server, job, self.selection.as_ref(), progress)
             .map_err(|error| committed(error, job))?;
         Ok(Exit::Done)

@@ -6,6 +6,7 @@ use bk_manifest::progress::{Progress, human_bytes};
 use bk_manifest::time::Time;
 use serde_json::Value;
 
+use super::analyze::analyze;
 use super::attributes::Attributes;
 use super::beside::{self, Beside};
 use super::guard::Guard;
@@ -109,9 +110,12 @@ impl Replacement {
         };
         let server = job.server.in_database(&beside.name);
         let loaded = load(job.dump, &server, &job.loading(), progress);
-        let compared = loaded.and_then(|()| match compare::compare(&server, job, None, progress) {
-            Err(error) if classify(&error) == Exit::Damaged => Ok(Err(kept(&error, &beside))),
-            compared => compared.map(Ok),
+        let compared = loaded.and_then(|()| {
+            analyze(&server, progress);
+            match compare::compare(&server, job, None, progress) {
+                Err(error) if classify(&error) == Exit::Damaged => Ok(Err(kept(&error, &beside))),
+                compared => compared.map(Ok),
+            }
         });
         let exchanged = match compared {
             Ok(Ok(())) => self.exchange(&beside, job, progress),
