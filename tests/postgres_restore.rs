@@ -1,20 +1,16 @@
-//! PostgreSQL databases brought back: beside the old one, in its place, table by table; and what is
-//! left when that fails or is killed.
+//! PostgreSQL databases brought back: beside the old one, with what a dump does not hold.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Stdio;
-use std::time::{Duration, Instant};
 
-use crate::harness::{Ended, Random, Sandbox, files_below, run};
+use crate::harness::{Ended, Sandbox, files_below, run};
 use crate::postgres::{EVERYTHING, all_ok, bench, lines};
-use crate::server::{APP, PATIENCE, ROLE, Server, fake};
+use crate::server::{APP, ROLE, Server, fake};
 
 const NEW: &[&str] = &["bk-manifest", "new", "--app", "app"];
 const PUSH: &[&str] = &["bk-push", "--to", "dest"];
 /// Every form that a dump can have.
-const FORMS: [&[&str]; 5] = [
+pub const FORMS: [&[&str]; 5] = [
     &["--format", "custom"],
     &["--format", "directory"],
     &["--format", "plain", "--compress", "none"],
@@ -22,15 +18,40 @@ const FORMS: [&[&str]; 5] = [
     &["--format", "plain", "--compress", "zstd"],
 ];
 
+/// Tables that refer to each other, with names that stumble over each other.
+pub const RELATED: &str = r#"
+CREATE SCHEMA catalog;
+CREATE TABLE catalog.owners (id serial PRIMARY KEY, name text);
+INSERT INTO catalog.owners (name) VALUES ('a'), ('b');
+CREATE TABLE catalog.datasets (id serial PRIMARY KEY, owner int REFERENCES catalog.owners (id), name text UNIQUE);
+INSERT INTO catalog.datasets (owner, name) SELECT 1 + n % 2, 'set ' || n FROM generate_series(1, 100) n;
+CREATE INDEX ON catalog.datasets (owner);
+COMMENT ON TABLE catalog.datasets IS 'sets';
+COMMENT ON COLUMN catalog.datasets.name IS 'of a set';
+GRANT SELECT ON catalog.datasets TO PUBLIC;
+CREATE FUNCTION catalog.touch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+CREATE TRIGGER touched BEFORE UPDATE ON catalog.datasets FOR EACH ROW EXECUTE FUNCTION catalog.touch();
+CREATE TABLE catalog."datasets old" (id int REFERENCES catalog.datasets (id));
+INSERT INTO catalog."datasets old" VALUES (1);
+CREATE TABLE catalog."Odd.""name"" ü
+x" (a text);
+INSERT INTO catalog."Odd.""name"" ü
+x" VALUES ('odd');
+CREATE TABLE catalog.parts (id int, day date) PARTITION BY RANGE (day);
+CREATE TABLE catalog.parts_2026 PARTITION OF catalog.parts FOR VALUES FROM ('2026-01-01') TO ('2027-01-01');
+INSERT INTO catalog.parts VALUES (1, '2026-02-03');
+CREATE TABLE other AS SELECT 1 AS a;
+"#;
+
 /// A backup that was fetched: what restores start from.
-struct Backup {
-    document: Vec<u8>,
-    target: String,
+pub struct Backup {
+    pub document: Vec<u8>,
+    pub target: String,
 }
 
 /// Backs a database up and fetches it into a folder of its own.
 #[track_caller]
-fn back_up(sandbox: &Sandbox, database: &str, form: &[&str]) -> Backup {
+pub fn back_up(sandbox: &Sandbox, database: &str, form: &[&str]) -> Backup {
     let dump = [&["bk-dump", "postgres", "--database", database][..], form].concat();
     let document = all_ok(sandbox.pipe(&[NEW, &dump, PUSH])).stdout;
     let mut number = 0;
@@ -43,24 +64,24 @@ fn back_up(sandbox: &Sandbox, database: &str, form: &[&str]) -> Backup {
 }
 
 impl Backup {
-    fn command(&self, sandbox: &Sandbox, args: &[&str]) -> std::process::Command {
+    pub fn command(&self, sandbox: &Sandbox, args: &[&str]) -> std::process::Command {
         let mut command = sandbox.command("bk-dump");
         command.args(["restore", "--from", &self.target]).args(args);
         command
     }
 
-    fn restore(&self, sandbox: &Sandbox, args: &[&str]) -> Ended {
+    pub fn restore(&self, sandbox: &Sandbox, args: &[&str]) -> Ended {
         run(&mut self.command(sandbox, args), &self.document)
     }
 
     /// The files of the dump.
-    fn files(&self, sandbox: &Sandbox) -> Vec<PathBuf> {
+    pub fn files(&self, sandbox: &Sandbox) -> Vec<PathBuf> {
         files_below(&sandbox.path(&self.target).join(".bk/database"))
     }
 }
 
 /// The names of the databases that are no part of every server.
-fn databases(server: &Server) -> Vec<String> {
+pub fn databases(server: &Server) -> Vec<String> {
     let names = server.sql(
         "postgres",
         "SELECT datname FROM pg_database WHERE datname NOT IN \
@@ -70,12 +91,12 @@ fn databases(server: &Server) -> Vec<String> {
 }
 
 /// The databases that were put aside.
-fn before(server: &Server) -> Vec<String> {
+pub fn before(server: &Server) -> Vec<String> {
     databases(server).into_iter().filter(|name| name.contains("__before_")).collect()
 }
 
 /// What a database has that is in no dump.
-fn attributes(server: &Server, database: &str) -> String {
+pub fn attributes(server: &Server, database: &str) -> String {
     server.sql(
         "postgres",
         &format!(
@@ -90,7 +111,7 @@ fn attributes(server: &Server, database: &str) -> String {
 }
 
 /// What `pg_dump -s` prints, without the key that is another one each time.
-fn schema(server: &Server, database: &str) -> String {
+pub fn schema(server: &Server, database: &str) -> String {
     let conninfo = format!("dbname='{}'", database.replace('\\', "\\\\").replace('\'', "\\'"));
     let ended = run(server.command("pg_dump").args(["-s", "-d", &conninfo]), b"").expect(0);
     let text = ended.text();
@@ -99,7 +120,7 @@ fn schema(server: &Server, database: &str) -> String {
 }
 
 /// Gives [`APP`] everything that a dump does not hold.
-fn adorn(server: &Server) {
+pub fn adorn(server: &Server) {
     server.sql(
         "postgres",
         r#"CREATE ROLE "odd ""role"" ü" LOGIN; CREATE ROLE reader;
@@ -294,501 +315,6 @@ fn a_session_that_may_not_be_ended_keeps_its_database() {
     assert_eq!(databases(&server), [APP]);
 }
 
-/// A plain dump with these lines in it.
-fn plain_dump(body: &str) -> String {
-    format!(
-        "--\n-- PostgreSQL database dump\n--\n\n\\restrict theirkey\n\nSET client_encoding = 'UTF8';\n\
-         {body}\n--\n-- PostgreSQL database dump complete\n--\n\n\\unrestrict theirkey\n\n"
-    )
-}
-
-#[test]
-fn a_foreign_dump_runs_no_program() {
-    let (server, mut sandbox) = bench("CREATE TABLE t AS SELECT 7 AS a");
-    let content = server.content(APP);
-    let touched = sandbox.path("touched");
-    let touch = format!("\\! touch {}", touched.display());
-    let program = format!("\\copy t from program 'touch {}'", touched.display());
-    let script = format!("cat '{}'", sandbox.path("script").display());
-    fake_dump(&server, &mut sandbox, &script);
-    for body in [
-        touch.clone(),
-        format!("SELECT 1 {touch}\n;"),
-        format!("\\unrestrict theirkey\n{touch}\n\\restrict theirkey"),
-        format!("\\unrestrict wrong\n{touch}"),
-        format!("\\restrict theirkey\n{touch}"),
-        format!("CREATE TABLE t (a text);\n{program}"),
-        format!("\\o |touch {}\nSELECT 1;", touched.display()),
-        format!("SELECT 1 \\g |touch {}", touched.display()),
-        format!("\\connect postgres\n{touch}"),
-        format!("CREATE TABLE u (a text);\nCOPY u FROM stdin;\n1\n\\.\n{touch}"),
-        format!("SELECT 'open;\n{touch}"),
-        format!("CREATE TABLE u (a text);\nCOPY u FROM stdin;\n{touch}"),
-    ] {
-        fs::write(sandbox.path("script"), plain_dump(&body)).unwrap();
-        let backup = back_up(&sandbox, APP, FORMS[2]);
-        server.sql("postgres", "CREATE DATABASE empty");
-        for args in [
-            &["--database", "new"][..],
-            &["--database", APP, "--replace"],
-            &["--database", "empty", "--in-place"],
-        ] {
-            let ended = backup.restore(&sandbox, args);
-            assert!(!touched.exists(), "{body}");
-            assert!([1, 20].contains(&ended.code), "{body}: {}", ended.stderr);
-            assert_eq!(lines(&ended.stderr).len(), 1, "{}", ended.stderr);
-            assert_eq!(server.content(APP), content, "{body}");
-            let count = "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace";
-            assert_eq!(server.sql("empty", count), "0", "{body}");
-            assert_eq!(databases(&server), [APP, "empty"], "{body}");
-        }
-        server.sql("postgres", "DROP DATABASE empty");
-    }
-}
-
-#[test]
-fn what_only_looks_like_a_command_is_restored() {
-    let commands = "\\! touch touched\n\\unrestrict k\n\\restrict k\n\\connect x\n\\.\n";
-    let (server, sandbox) = bench(&format!(
-        "CREATE TABLE t AS SELECT '\n{commands}'::text AS a;
-        CREATE FUNCTION f() RETURNS text LANGUAGE sql AS $f$SELECT '\n{commands}'::text$f$;
-        COMMENT ON TABLE t IS '\n{commands}'"
-    ));
-    let content = server.content(APP);
-    for form in FORMS {
-        let backup = back_up(&sandbox, APP, form);
-        backup.restore(&sandbox, &["--database", "new", "--replace", "--drop-old"]).ok();
-        assert_eq!(server.content("new"), content, "{form:?}");
-        assert_eq!(server.sql("new", "SELECT f() = a FROM t"), "t");
-    }
-    assert!(!sandbox.path("touched").exists());
-}
-
-/// As [`fake`] for `pg_dump`, which still tells its version.
-fn fake_dump(server: &Server, sandbox: &mut Sandbox, script: &str) {
-    let script = format!("[ \"$1\" = --version ] && exec \"$real\" --version\n{script}");
-    fake(server, sandbox, "pg_dump", &script);
-}
-
-#[test]
-fn a_psql_that_cannot_be_restricted_gets_no_plain_dump() {
-    let (server, mut sandbox) = bench("CREATE TABLE t AS SELECT 7 AS a");
-    let backup = back_up(&sandbox, APP, FORMS[2]);
-    // As an older one answers.
-    let script = "case \"$*\" in *--file*) printf '%s\\n' 'invalid command \\restrict' >&2; exit 3;; esac\nexec \"$real\" \"$@\"";
-    fake(&server, &mut sandbox, "psql", script);
-    let ended = backup.restore(&sandbox, &["--database", "new"]).expect(2);
-    assert!(ended.stderr.contains("15.14"), "{}", ended.stderr);
-    assert_eq!(databases(&server), [APP]);
-}
-
-#[test]
-fn a_damaged_dump_touches_nothing() {
-    let mut random = Random::from_run();
-    let (server, sandbox) = bench(EVERYTHING);
-    let mut session = server.session(APP);
-    session.sql("SELECT 1");
-    for form in FORMS {
-        let backup = back_up(&sandbox, APP, form);
-        for file in backup.files(&sandbox) {
-            let bytes = fs::read(&file).unwrap();
-            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
-            let mut flipped = bytes.clone();
-            let place = usize::try_from(random.below(bytes.len() as u64)).unwrap();
-            flipped[place] ^= 1 << random.below(8);
-            for damaged in
-                [&flipped[..], &bytes[..bytes.len() / 2], &[&bytes[..], b"x"].concat(), b""]
-            {
-                if damaged == bytes {
-                    continue;
-                }
-                fs::write(&file, damaged).unwrap();
-                for way in [&["--replace"][..], &["--replace", "--in-place"]] {
-                    let args = [&["--database", APP][..], way].concat();
-                    let ended = backup.restore(&sandbox, &args).expect(20);
-                    assert_eq!(ended.stdout, b"");
-                }
-            }
-            fs::write(&file, &bytes).unwrap();
-        }
-        backup.restore(&sandbox, &["--database", "whole"]).ok();
-        server.sql("postgres", "DROP DATABASE whole");
-    }
-    session.sql("SELECT 1");
-    assert_eq!(databases(&server), [APP]);
-}
-
-#[test]
-fn in_place_is_all_or_nothing() {
-    let (server, sandbox) = bench(EVERYTHING);
-    let mut content = server.content(APP);
-    for form in FORMS {
-        let plain = form[1] == "plain";
-        if plain && server.sql(APP, "SELECT count(*) FROM pg_largeobject_metadata") == "1" {
-            let backup = back_up(&sandbox, APP, form);
-            let ended = backup.restore(&sandbox, &["--database", APP, "--in-place"]).expect(2);
-            assert!(ended.stderr.contains("large objects"), "{}", ended.stderr);
-            server.sql(APP, "SELECT lo_unlink(4711)");
-            content = server.content(APP);
-        }
-        let backup =
-            back_up(&sandbox, APP, if plain { &["--format", "plain", "--clean"] } else { form });
-        let args = ["--database", APP, "--in-place"];
-        let refused = backup.restore(&sandbox, &args).expect(2);
-        assert!(refused.stderr.contains("is not empty"), "{}", refused.stderr);
-        backup.restore(&sandbox, &["--database", "missing", "--in-place"]).expect(13);
-        let args = [&args[..], &["--replace"]].concat();
-        server.sql(APP, "DELETE FROM events WHERE id = 7; DROP VIEW recent");
-        let mut session = server.session(APP);
-        session.sql("SELECT 1");
-        let ended = backup.restore(&sandbox, &args).expect(0);
-        assert_eq!(lines(&ended.stderr).len(), 1, "{}", ended.stderr);
-        assert!(ended.stderr.contains("1 other sessions are open"), "{}", ended.stderr);
-        assert_eq!(server.content(APP), content, "{form:?}");
-        session.sql("SELECT 1");
-        // What is newer and needs what is old.
-        server.sql(APP, "CREATE VIEW newer AS SELECT name FROM events");
-        let newer = server.content(APP);
-        let ended = backup.restore(&sandbox, &args).expect(1);
-        assert!(ended.stderr.contains("other objects depend on it"), "{}", ended.stderr);
-        assert_eq!(server.content(APP), newer);
-        server.sql(APP, "DROP VIEW newer");
-        assert_eq!(databases(&server), [APP]);
-    }
-    let backup = back_up(&sandbox, APP, FORMS[1]);
-    server.sql("postgres", "CREATE DATABASE empty TEMPLATE template0");
-    backup.restore(&sandbox, &["--database", "empty", "--in-place"]).ok();
-    assert_eq!(server.content("empty"), content);
-}
-
-/// Tables that refer to each other, with names that stumble over each other.
-const RELATED: &str = r#"
-CREATE SCHEMA catalog;
-CREATE TABLE catalog.owners (id serial PRIMARY KEY, name text);
-INSERT INTO catalog.owners (name) VALUES ('a'), ('b');
-CREATE TABLE catalog.datasets (id serial PRIMARY KEY, owner int REFERENCES catalog.owners (id), name text UNIQUE);
-INSERT INTO catalog.datasets (owner, name) SELECT 1 + n % 2, 'set ' || n FROM generate_series(1, 100) n;
-CREATE INDEX ON catalog.datasets (owner);
-COMMENT ON TABLE catalog.datasets IS 'sets';
-COMMENT ON COLUMN catalog.datasets.name IS 'of a set';
-GRANT SELECT ON catalog.datasets TO PUBLIC;
-CREATE FUNCTION catalog.touch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
-CREATE TRIGGER touched BEFORE UPDATE ON catalog.datasets FOR EACH ROW EXECUTE FUNCTION catalog.touch();
-CREATE TABLE catalog."datasets old" (id int REFERENCES catalog.datasets (id));
-INSERT INTO catalog."datasets old" VALUES (1);
-CREATE TABLE catalog."Odd.""name"" ü
-x" (a text);
-INSERT INTO catalog."Odd.""name"" ü
-x" VALUES ('odd');
-CREATE TABLE catalog.parts (id int, day date) PARTITION BY RANGE (day);
-CREATE TABLE catalog.parts_2026 PARTITION OF catalog.parts FOR VALUES FROM ('2026-01-01') TO ('2027-01-01');
-INSERT INTO catalog.parts VALUES (1, '2026-02-03');
-CREATE TABLE other AS SELECT 1 AS a;
-"#;
-
-#[test]
-fn a_table_comes_back_with_all_that_belongs_to_it() {
-    let (server, sandbox) = bench(RELATED);
-    let (content, made) = (server.content(APP), schema(&server, APP));
-    for form in [FORMS[0], FORMS[1]] {
-        let backup = back_up(&sandbox, APP, form);
-        let restore =
-            |args: &[&str]| backup.restore(&sandbox, &[&["--database", APP][..], args].concat());
-        let odd = "catalog.\"Odd.\"\"name\"\" ü\nx\"";
-        for missing in ["catalog.none", "datasets", "catalog.DATASETS", "public.datasets"] {
-            let ended = restore(&["--table", missing]).expect(13);
-            assert!(ended.stderr.contains("the dump does not hold the table"), "{}", ended.stderr);
-        }
-        restore(&["--schema", "none"]).expect(13);
-        let ended = restore(&["--table", "catalog.datasets"]).expect(2);
-        assert!(ended.stderr.contains("holds catalog.datasets, "), "{}", ended.stderr);
-        // Something else needs it.
-        let ended = restore(&["--table", "catalog.datasets", "--replace"]).expect(1);
-        assert!(ended.stderr.contains("other objects depend on it"), "{}", ended.stderr);
-        assert_eq!(server.content(APP), content);
-        // Gone, both that need each other; the other one's rows are newer.
-        server.sql(
-            APP,
-            "DROP TABLE catalog.\"datasets old\", catalog.datasets; UPDATE other SET a = 2",
-        );
-        restore(&["--table", "catalog.datasets"]).ok();
-        assert_eq!(server.sql(APP, "SELECT nextval('catalog.datasets_id_seq')"), "101");
-        server.sql(APP, "SELECT setval('catalog.datasets_id_seq', 100)");
-        restore(&["--table", "catalog.datasets old", "--table", "other", "--replace"]).ok();
-        assert_eq!(server.content(APP), content, "{form:?}");
-        assert_eq!(schema(&server, APP), made, "{form:?}");
-        // One that is there, with newer rows; with a name that no list could be parsed by.
-        server.sql(APP, &format!("INSERT INTO {odd} VALUES ('newer')"));
-        restore(&["--table", odd, "--replace"]).ok();
-        server.sql(APP, "INSERT INTO catalog.parts VALUES (2, '2026-02-04')");
-        restore(&["--table", "catalog.parts", "--replace"]).ok();
-        server.sql(APP, "INSERT INTO catalog.parts VALUES (2, '2026-02-04')");
-        restore(&["--table", "catalog.parts_2026", "--replace"]).ok();
-        assert_eq!(server.content(APP), content, "{form:?}");
-        // All of a schema: over what is there, and where nothing is.
-        server.sql(
-            APP,
-            "DELETE FROM catalog.\"datasets old\"; DELETE FROM catalog.datasets WHERE id = 3",
-        );
-        restore(&["--schema", "catalog"]).expect(2);
-        restore(&["--schema", "catalog", "--replace"]).ok();
-        assert_eq!(server.content(APP), content, "{form:?}");
-        server.sql("postgres", "DROP DATABASE IF EXISTS elsewhere");
-        server.sql("postgres", "CREATE DATABASE elsewhere");
-        backup.restore(&sandbox, &["--database", "elsewhere", "--schema", "catalog"]).ok();
-        assert_eq!(
-            server.content("elsewhere").replace("public.", ""),
-            content.lines().filter(|line| !line.contains("other")).collect::<Vec<_>>().join("\n")
-        );
-        backup.restore(&sandbox, &["--database", "missing", "--table", "other"]).expect(13);
-    }
-    let plain = back_up(&sandbox, APP, FORMS[2]);
-    let ended = plain.restore(&sandbox, &["--database", APP, "--table", "other"]).expect(2);
-    assert!(ended.stderr.contains("plain dump"), "{}", ended.stderr);
-}
-
-/// A database whose restores take a moment, and its backup; then it gets a newer row.
-fn killing_ground(form: &[&str], rows: u32) -> (Server, Sandbox, Backup, String) {
-    let (server, sandbox) = bench(&format!(
-        "CREATE TABLE t AS SELECT n AS a, md5(n::text) AS b FROM generate_series(1, {rows}) n; \
-         CREATE INDEX ON t (b); CREATE TABLE newer (a int)"
-    ));
-    adorn(&server);
-    let backup = back_up(&sandbox, APP, form);
-    let content = server.content(APP);
-    (server, sandbox, backup, content)
-}
-
-/// What must hold after a restore was killed at whatever moment: the old rows, or all of the backup's,
-/// are there under the database's own name, and the same command again does well and leaves nothing.
-#[track_caller]
-fn assert_recovers(
-    server: &Server,
-    sandbox: &Sandbox,
-    backup: &Backup,
-    content: &str,
-    newer: &str,
-    moment: &str,
-) {
-    let is_closed = "SELECT NOT datallowconn FROM pg_database WHERE datname = 'app'";
-    if server.sql("postgres", is_closed) == "t" {
-        // The one stated command; the rerun does without it, every other time.
-        if moment.len().is_multiple_of(2) {
-            server.sql("postgres", "ALTER DATABASE \"app\" ALLOW_CONNECTIONS true");
-            assert_eq!(server.content(APP), newer, "{moment}");
-        }
-    } else {
-        let found = server.content(APP);
-        assert!(found == newer || found == content, "{moment}: {found}");
-        if found == content {
-            let kept = before(server);
-            assert_eq!(server.content(kept.last().unwrap()), newer, "{moment}");
-        }
-    }
-    let adorned = attributes(server, APP);
-    let again = backup.restore(sandbox, &["--database", APP, "--replace"]);
-    assert_eq!(again.code, 0, "{moment}: {}", again.stderr);
-    assert_eq!(server.content(APP), content, "{moment}");
-    assert_eq!(
-        attributes(server, APP).replace("|f|", "|t|"),
-        adorned.replace("|f|", "|t|"),
-        "{moment}"
-    );
-    for name in databases(server) {
-        assert!(name == APP || name.starts_with("app__before_"), "{moment}: {name}");
-        if name != APP {
-            server.sql("postgres", &format!("DROP DATABASE \"{name}\" (FORCE)"));
-        }
-    }
-}
-
-#[test]
-fn a_restore_killed_at_any_moment_loses_nothing() {
-    let mut random = Random::from_run();
-    for form in [FORMS[0], FORMS[1], FORMS[4]] {
-        let (server, sandbox, backup, content) = killing_ground(form, 20_000);
-        let args = ["--database", APP, "--replace"];
-        let began = Instant::now();
-        backup.restore(&sandbox, &args).ok();
-        let length = u64::try_from(began.elapsed().as_millis()).unwrap();
-        server.sql("postgres", &format!("DROP DATABASE \"{}\"", before(&server)[0]));
-        for round in 0..8 {
-            server.sql(APP, "INSERT INTO newer VALUES (1)");
-            let newer = server.content(APP);
-            let moment = random.below(length);
-            kill_after(&sandbox, &backup, &args, Duration::from_millis(moment));
-            let moment = format!("{form:?}, round {round}, killed after {moment} ms");
-            assert_recovers(&server, &sandbox, &backup, &content, &newer, &moment);
-        }
-    }
-}
-
-/// Starts a restore and kills it, and it alone, with no chance to clean up.
-fn kill_after(sandbox: &Sandbox, backup: &Backup, args: &[&str], moment: Duration) {
-    let input = sandbox.path("document");
-    fs::write(&input, &backup.document).unwrap();
-    let mut child = backup
-        .command(sandbox, args)
-        .stdin(fs::File::open(input).unwrap())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    std::thread::sleep(moment);
-    let _ = child.kill();
-    child.wait().unwrap();
-}
-
-#[test]
-fn a_restore_killed_at_each_of_its_statements_loses_nothing() {
-    let (server, mut sandbox, backup, content) = killing_ground(FORMS[0], 10);
-    let args = ["--database", APP, "--replace"];
-    let (count, limit) = (sandbox.path("count"), sandbox.path("limit"));
-    let (first, mut random) = (sandbox.path("first"), Random::from_run());
-    // Before the statement is sent, or right behind it.
-    let script = format!(
-        "while IFS= read -r line; do
-            case \"$line\" in '\\echo'*) printf '%s\\n' \"$line\"; continue;; esac
-            number=$(($(cat '{0}') + 1)); echo $number > '{0}'
-            [ $number -ne \"$(head -n 1 '{1}')\" ] || kill -9 $PPID
-            case \"$line\" in 'CREATE DATABASE'*) echo $number > '{2}';; esac
-            printf '%s\\n' \"$line\"
-            [ $number -ne \"$(tail -n 1 '{1}')\" ] || {{ sleep 0.05; kill -9 $PPID; }}
-        done | \"$real\" \"$@\"",
-        count.display(),
-        limit.display(),
-        first.display()
-    );
-    fake(&server, &mut sandbox, "psql", &script);
-    let set = |before: u32, behind: u32| {
-        fs::write(&count, "0\n").unwrap();
-        fs::write(&limit, format!("{before}\n{behind}\n")).unwrap();
-    };
-    set(0, 0);
-    backup.restore(&sandbox, &args).ok();
-    let number = |path| -> u32 { fs::read_to_string(path).unwrap().trim().parse().unwrap() };
-    let (first, total) = (number(&first), number(&count));
-    assert!(first + 10 < total, "{first} of {total}");
-    server.sql("postgres", &format!("DROP DATABASE \"{}\"", before(&server)[0]));
-    // What comes before the first one only asks.
-    for statement in first..=total {
-        server.sql(APP, "INSERT INTO newer VALUES (1)");
-        let newer = server.content(APP);
-        let is_before = random.below(2) == 0;
-        set(if is_before { statement } else { 0 }, if is_before { 0 } else { statement });
-        let ended = backup.restore(&sandbox, &args);
-        assert!([0, 137].contains(&ended.code), "{statement}: {}", ended.stderr);
-        set(0, 0);
-        let moment = format!("statement {statement} of {total}, before it: {is_before}");
-        assert_recovers(&server, &sandbox, &backup, &content, &newer, &moment);
-    }
-}
-
-#[test]
-fn a_plain_dump_in_place_is_all_or_nothing_when_killed() {
-    let mut random = Random::from_run();
-    let (server, sandbox) = bench(
-        "CREATE TABLE t AS SELECT n AS a, md5(n::text) AS b FROM generate_series(1, 50000) n",
-    );
-    let backup = back_up(&sandbox, APP, FORMS[2]);
-    server.sql("postgres", "CREATE DATABASE empty TEMPLATE template0");
-    let args = ["--database", "empty", "--in-place"];
-    let mut length = 2000;
-    for _ in 0..10 {
-        let began = Instant::now();
-        let moment = random.below(length);
-        kill_after(&sandbox, &backup, &args, Duration::from_millis(moment));
-        length = length.min(u64::try_from(began.elapsed().as_millis()).unwrap() + 500);
-        server.wait_for("SELECT count(*) FROM pg_stat_activity WHERE datname = 'empty'", "0");
-        let count = "SELECT CASE WHEN to_regclass('t') IS NULL THEN 0 ELSE (SELECT reltuples FROM pg_class WHERE relname = 't') END";
-        if server.sql("empty", count) != "0" {
-            assert_eq!(server.sql("empty", "SELECT count(*) FROM t"), "50000", "after {moment} ms");
-            server.sql("empty", "DROP TABLE t");
-        }
-    }
-}
-
-#[test]
-fn a_signal_takes_back_what_was_begun() {
-    let (server, mut sandbox, backup, content) = killing_ground(FORMS[0], 10);
-    // Half of the load is done when it comes.
-    let script = "[ \"$1\" = --version ] && exec \"$real\" \"$@\"
-        case \"$*\" in *--dbname*) \"$real\" \"$@\"; kill -TERM $PPID; exec sleep 60;; esac
-        exec \"$real\" \"$@\"";
-    fake(&server, &mut sandbox, "pg_restore", script);
-    let began = Instant::now();
-    backup.restore(&sandbox, &["--database", APP, "--replace"]).expect(128 + 15);
-    assert!(began.elapsed() < PATIENCE);
-    assert_eq!(server.content(APP), content);
-    assert_eq!(databases(&server), [APP]);
-    // While it waits for the sessions to end: nobody is left shut out.
-    let (server, mut sandbox, backup, content) = killing_ground(FORMS[0], 10);
-    let script = "while IFS= read -r line; do
-            printf '%s\\n' \"$line\"
-            case \"$line\" in *'ALLOW_CONNECTIONS false'*)
-                case \"$line\" in CREATE*) ;; *) sleep 0.2; kill -TERM $PPID; exit;; esac;;
-            esac
-        done | \"$real\" \"$@\"";
-    fake(&server, &mut sandbox, "psql", script);
-    backup.restore(&sandbox, &["--database", APP, "--replace"]).expect(128 + 15);
-    assert_eq!(server.content(APP), content);
-    assert_eq!(databases(&server), [APP]);
-}
-
-#[test]
-fn a_failed_load_leaves_no_database() {
-    let (server, mut sandbox, backup, content) = killing_ground(FORMS[0], 10);
-    let script = "case \"$*\" in *--dbname*) \"$real\" \"$@\"; echo 'pg_restore: error: at last' >&2; exit 1;; esac
-        exec \"$real\" \"$@\"";
-    fake(&server, &mut sandbox, "pg_restore", script);
-    let ended = backup.restore(&sandbox, &["--database", APP, "--replace"]).expect(1);
-    assert_eq!(lines(&ended.stderr).len(), 1, "{}", ended.stderr);
-    assert!(ended.stderr.contains("pg_restore: error: at last"), "{}", ended.stderr);
-    assert_eq!((server.content(APP), databases(&server)), (content, vec![APP.to_owned()]));
-    // Warnings are none.
-    let script = "case \"$*\" in *--dbname*) echo 'pg_restore: warning: only that' >&2;; esac
-        exec \"$real\" \"$@\"";
-    fake(&server, &mut sandbox, "pg_restore", script);
-    let ended = backup.restore(&sandbox, &["--database", APP, "--replace"]).expect(0);
-    assert!(ended.stderr.contains("warning: pg_restore: warning: only that"), "{}", ended.stderr);
-}
-
-#[test]
-fn a_full_disk_fails_the_load_and_nothing_else() {
-    let server = Server::start_with_small_disk(30_000);
-    let mut sandbox = Sandbox::new();
-    server.known_to(&mut sandbox);
-    let place = server.small_disk();
-    server.sql("postgres", &format!("CREATE TABLESPACE small LOCATION '{}'", place.display()));
-    server.sql("postgres", "ALTER DATABASE app SET TABLESPACE small");
-    server.sql(
-        APP,
-        "CREATE TABLE t AS SELECT n AS a, md5(n::text) || repeat('x', 100) AS b FROM generate_series(1, 70000) n",
-    );
-    let rows = "SELECT count(*), sum(a) FROM t";
-    let content = server.sql(APP, rows);
-    for form in FORMS {
-        let backup = back_up(&sandbox, APP, form);
-        let mut session = server.session(APP);
-        session.sql("SELECT 1");
-        for way in [&["--replace"][..], &["--replace", "--in-place"]] {
-            if way.len() == 2 && form[1] == "plain" {
-                continue;
-            }
-            let args = [&["--database", APP][..], way].concat();
-            let ended = backup.restore(&sandbox, &args).expect(1);
-            assert!(ended.stderr.contains("No space left on device"), "{}", ended.stderr);
-            // In place the open session is a warning.
-            assert_eq!(lines(&ended.stderr).len(), way.len(), "{}", ended.stderr);
-            if way.len() == 1 {
-                session.sql("SELECT 1");
-            }
-            assert_eq!(server.sql(APP, rows), content, "{form:?}");
-            assert_eq!(databases(&server), [APP]);
-        }
-    }
-}
-
 #[test]
 fn a_missing_database_gets_what_was_recorded() {
     let (server, sandbox) = bench("CREATE TABLE t AS SELECT 7 AS a");
@@ -924,48 +450,11 @@ fn an_empty_database_gets_what_was_recorded() {
     assert!(found.starts_with("reader|{=T/reader,reader=CTc/reader}|77|"), "{found}");
 }
 
-#[test]
-fn a_load_in_place_does_not_wait_for_ever() {
-    let (server, sandbox) = bench("CREATE TABLE t AS SELECT 7 AS a");
-    let backup = back_up(&sandbox, APP, FORMS[0]);
-    let content = server.content(APP);
-    let mut session = server.session(APP);
-    session.sql("SET application_name = 'gunicorn'; BEGIN; SELECT * FROM t");
-    let ended = backup.restore(&sandbox, &["--database", APP, "--in-place", "--replace"]).expect(1);
-    for words in ["'gunicorn' (idle in transaction)", "hint: stop the application first"] {
-        assert!(ended.stderr.contains(words), "{}", ended.stderr);
-    }
-    session.sql("SELECT * FROM t");
-    assert_eq!(server.content(APP), content);
-}
-
 /// The characters of a text; the order of a database's settings is that in which they were made.
 fn sorted(text: &str) -> Vec<char> {
     let mut characters: Vec<char> = text.chars().collect();
     characters.sort_unstable();
     characters
-}
-
-#[test]
-fn a_load_in_place_that_differs_is_a_failure_that_tells_it_is_committed() {
-    let (server, mut sandbox) = bench("CREATE TABLE t AS SELECT 7 AS a");
-    let backup = back_up(&sandbox, APP, FORMS[0]);
-    // The application writes between the commit and the comparison.
-    let script = format!(
-        "\"$real\" \"$@\" || exit; for arg; do case \"$arg\" in --dbname=*) \
-         '{}' -X -q -d \"${{arg#--dbname=}}\" -c 'INSERT INTO t VALUES (8)';; esac; done",
-        server.bin().join("psql").display()
-    );
-    fake(&server, &mut sandbox, "pg_restore", &script);
-    for way in [&["--in-place", "--replace"][..], &["--table", "t", "--replace"]] {
-        let args = [&["--database", APP][..], way].concat();
-        let ended = backup.restore(&sandbox, &args).expect(1);
-        for words in ["public.t", "loaded and committed in 'app'", "stop it first"] {
-            assert!(ended.stderr.contains(words), "{}", ended.stderr);
-        }
-        assert_eq!(ended.stdout, b"");
-        assert_eq!(server.sql(APP, "SELECT sum(a) FROM t"), "15");
-    }
 }
 
 #[test]
