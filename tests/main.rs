@@ -9,6 +9,7 @@ mod help;
 mod interrupt;
 mod pipeline;
 mod postgres;
+mod postgres_connection;
 mod postgres_contents;
 mod postgres_cut;
 mod postgres_faults;

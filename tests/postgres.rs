@@ -1,6 +1,5 @@
 //! PostgreSQL, with a private server of the tests' own.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::ops::{Deref, DerefMut};
@@ -13,12 +12,12 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::harness::{
-    Ended, Random, Sandbox, assert_same_tree, bin_dir, files_below, is_sealed, run, snapshot,
+    Ended, Random, Sandbox, assert_same_tree, bin_dir, files_below, is_sealed, snapshot,
 };
-use crate::server::{APP, ENCODED_PASSWORD, PASSWORD, PATIENCE, ROLE, Server, fake};
+use crate::server::{APP, PATIENCE, ROLE, Server, fake};
 
 pub const NEW: &[&str] = &["bk-manifest", "new", "--app", "app"];
-const DUMP: &[&str] = &["bk-dump", "postgres", "--database", APP];
+pub const DUMP: &[&str] = &["bk-dump", "postgres", "--database", APP];
 pub const ADD: &[&str] = &["bk-manifest", "add", "--root", "src"];
 pub const PUSH: &[&str] = &["bk-push", "--to", "dest"];
 
@@ -48,7 +47,7 @@ GRANT SELECT ON events TO PUBLIC;
 "#;
 
 /// Rows that do not compress: dumping them takes a moment.
-const HEAVY: &str = "CREATE TABLE heavy AS SELECT n, \
+pub const HEAVY: &str = "CREATE TABLE heavy AS SELECT n, \
     (SELECT string_agg(md5(random()::text || n || m), '') FROM generate_series(1, 10) m) AS noise \
     FROM generate_series(1, 60000) n";
 
@@ -141,7 +140,7 @@ impl Drop for Step {
 }
 
 /// A dump step whose document can be given bit by bit.
-fn spawn_dump(sandbox: &Sandbox, step: &[&str]) -> Step {
+pub fn spawn_dump(sandbox: &Sandbox, step: &[&str]) -> Step {
     let child = sandbox
         .command(step[0])
         .args(&step[1..])
@@ -153,7 +152,7 @@ fn spawn_dump(sandbox: &Sandbox, step: &[&str]) -> Step {
     Step(child)
 }
 
-fn spawn_pipe(sandbox: &Sandbox) -> (Step, Step) {
+pub fn spawn_pipe(sandbox: &Sandbox) -> (Step, Step) {
     spawn_pipe_of(sandbox, DUMP)
 }
 
@@ -274,216 +273,6 @@ fn what_is_not_empty_is_refused_whatever_it_holds() {
     sandbox.run("bk-dump", &restore, &document).expect(0);
 }
 
-#[test]
-fn every_way_to_name_the_server_is_understood() {
-    let (server, mut sandbox) = bench("");
-    for (name, _) in server.variables() {
-        sandbox.set(name, "");
-    }
-    let new = sandbox.run(NEW[0], &NEW[1..], b"").ok().stdout;
-    let (port, socket) = (server.port(), server.socket().display().to_string());
-    let login = format!("app%20owner:{ENCODED_PASSWORD}");
-    let passfile = sandbox.path("pgpass");
-    let escaped = PASSWORD.replace('\\', "\\\\").replace(':', "\\:");
-    fs::write(&passfile, format!("127.0.0.1:{port}:*:{ROLE}:{escaped}\n")).unwrap();
-    fs::set_permissions(&passfile, fs::Permissions::from_mode(0o600)).unwrap();
-    let passfile = passfile.to_str().unwrap().to_owned();
-    let url = |url: String| vec![("DATABASE_URL", url)];
-    let port_text = port.to_string();
-    let ways: Vec<Vec<(&str, String)>> = vec![
-        url(server.url()),
-        url(format!("postgres://{login}@localhost:{port}/{APP}")),
-        url(format!("postgresql+psycopg2://{login}@127.0.0.1:{port}/{APP}")),
-        url(format!("postgresql+asyncpg://{login}@127.0.0.1:{port}/{APP}?ssl=prefer")),
-        url(format!(
-            "postgresql://{login}@127.0.0.1:{port}/{APP}?schema=public&connection_limit=5&pool_timeout=2&pgbouncer=true&sslmode=prefer&connect_timeout=9"
-        )),
-        url(format!(
-            "jdbc:postgresql://127.0.0.1:{port}/{APP}?user=app%20owner&password={ENCODED_PASSWORD}"
-        )),
-        url(format!("postgresql://postgres@/{APP}?host={socket}&port={port}")),
-        url(format!("postgresql://postgres@{}:{port}/{APP}", socket.replace('/', "%2F"))),
-        vec![
-            ("PGHOST", "127.0.0.1".into()),
-            ("PGPORT", port_text.clone()),
-            ("PGUSER", ROLE.into()),
-            ("PGDATABASE", APP.into()),
-            ("PGPASSWORD", PASSWORD.into()),
-        ],
-        vec![
-            ("PGHOST", "127.0.0.1".into()),
-            ("PGPORT", port_text),
-            ("PGUSER", ROLE.into()),
-            ("PGDATABASE", APP.into()),
-            ("PGPASSFILE", passfile),
-        ],
-        // A URL holds as a whole: nothing of libpq's own variables is mixed into it.
-        vec![
-            ("DATABASE_URL", server.url()),
-            ("PGHOST", "192.0.2.1".into()),
-            ("PGUSER", "nobody".into()),
-            ("PGPASSWORD", "wrong".into()),
-            ("PGDATABASE", "other".into()),
-        ],
-    ];
-    for way in &ways {
-        let mut command = sandbox.command("bk-dump");
-        let ended = run(command.arg("postgres").envs(way.iter().cloned()), &new);
-        assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{way:?}");
-        assert_eq!(ended.json()["components"][0]["database"], APP, "{way:?}");
-        assert!(!ended.text().contains("ge:he"), "the password is in the document");
-    }
-    // A variable by another name; a flag beats what the URL says.
-    let other = server.url_of("no-such");
-    let args = ["postgres", "--url-env", "APP_DB", "--database", APP];
-    run(sandbox.command("bk-dump").args(args).env("APP_DB", other), &new).ok();
-    let unset = run(sandbox.command("bk-dump").args(args), &new).expect(2);
-    assert!(unset.stderr.contains("APP_DB"), "{}", unset.stderr);
-}
-
-#[test]
-fn a_server_that_says_no_is_quoted_in_one_line() {
-    let (server, mut sandbox) = bench("");
-    for (name, _) in server.variables() {
-        sandbox.set(name, "");
-    }
-    let new = sandbox.run(NEW[0], &NEW[1..], b"").ok().stdout;
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let nobody = free.local_addr().unwrap().port().to_string();
-    drop(free);
-    let own = server.port().to_string();
-    for (url, code, words) in [
-        (
-            server.url().replace("%3A", "x"),
-            12,
-            "password authentication failed for user \"app owner\"",
-        ),
-        (
-            server.url().replace("app%20owner", "stranger"),
-            12,
-            "password authentication failed for user \"stranger\"",
-        ),
-        (server.url_of("no-such"), 13, "database \"no-such\" does not exist"),
-        (server.url().replace(&own, &nobody), 1, "Connection refused"),
-        (
-            format!("postgresql://stranger@/app?host={}&port={own}", server.socket().display()),
-            12,
-            "role \"stranger\" does not exist",
-        ),
-        (
-            server.url().replace("127.0.0.1", "no-such-host.invalid"),
-            1,
-            "could not translate host name",
-        ),
-        (format!("postgresql://app%20owner@127.0.0.1:{own}/app"), 12, "no password supplied"),
-    ] {
-        let mut command = sandbox.command("bk-dump");
-        let ended = run(command.arg("postgres").env("DATABASE_URL", &url), &new);
-        assert_eq!(ended.code, code, "{}", ended.stderr);
-        assert_eq!(ended.stdout, b"", "nothing goes on without a snapshot");
-        assert_eq!(lines(&ended.stderr).len(), 1, "{}", ended.stderr);
-        assert!(ended.stderr.contains(words), "{}", ended.stderr);
-        assert!(
-            !ended.stderr.contains("he/im") && !ended.stderr.contains("he%2Fim"),
-            "{}",
-            ended.stderr
-        );
-        assert_eq!(staged(&sandbox), Vec::<PathBuf>::new());
-    }
-    // The same where a dump is brought back.
-    let document =
-        run(sandbox.command("bk-dump").arg("postgres").env("DATABASE_URL", server.url()), &new)
-            .ok();
-    let ended = document.json();
-    let root = ended["run"]["sources"][0]["root"].as_str().unwrap().to_owned();
-    fs::create_dir_all(sandbox.path("back/.bk/database")).unwrap();
-    fs::copy(Path::new(&root).join("app.dump"), sandbox.path("back/.bk/database/app.dump"))
-        .unwrap();
-    let mut command = sandbox.command("bk-dump");
-    command.args(["restore", "--from", "back", "--database", "new", "--url-env", "DB"]);
-    let wrong =
-        run(command.env("DB", server.url().replace("%3A", "x")), &document.stdout).expect(12);
-    assert_eq!(lines(&wrong.stderr).len(), 1, "{}", wrong.stderr);
-    // And a role that may not make databases.
-    let refused = run(command.env("DB", server.url()), &document.stdout).expect(12);
-    assert!(refused.stderr.contains("may not make databases"), "{}", refused.stderr);
-    assert_eq!(
-        server.sql("postgres", "SELECT count(*) FROM pg_database WHERE datname = 'new'"),
-        "0"
-    );
-}
-
-#[test]
-fn a_password_among_the_arguments_is_refused_and_not_repeated() {
-    let sandbox = Sandbox::new();
-    let new = sandbox.run(NEW[0], &NEW[1..], b"").ok().stdout;
-    let url = "postgresql://me:geheim@127.0.0.1:1/app";
-    for args in [
-        &["postgres", url][..],
-        &["postgres", "--database", url],
-        &["postgres", "--database", "host=db password=geheim"],
-        &["postgres", "--user", url],
-        &["postgres", "--via", url],
-        &["postgres", "--url-env", url],
-        &["postgres", "--url", url],
-        &["postgres", "--password=geheim"],
-        &["postgres", "--password", "geheim"],
-        &["postgres", "-pgeheim"],
-        &["postgres", "--dbname=postgresql://me:geheim@h/app"],
-        &["restore", "--from", "back", url],
-        &["restore", "--from", "back", "--database", url],
-        &["restore", "--from", "back", "--password=geheim"],
-        &["check", "--via", url, "x.dump"],
-    ] {
-        let ended = sandbox.run("bk-dump", args, &new);
-        assert_eq!(ended.code, 2, "{args:?}: {}", ended.stderr);
-        assert!(!ended.stderr.contains("geheim"), "{args:?}: {}", ended.stderr);
-        assert_eq!(ended.stdout, b"");
-    }
-    assert_eq!(staged(&sandbox), Vec::<PathBuf>::new());
-}
-
-#[test]
-fn a_dump_whose_backend_is_terminated_becomes_no_backup() {
-    let (server, sandbox) = bench(HEAVY);
-    let earlier = back_up(&sandbox);
-    for half_way in [false, true] {
-        let mut lock = server.session(APP);
-        if !half_way {
-            lock.sql("BEGIN; LOCK TABLE heavy IN ACCESS EXCLUSIVE MODE");
-        }
-        let (mut dump, mut push) = spawn_pipe(&sandbox);
-        if half_way {
-            wait_until("some of the dump is written", || {
-                staged(&sandbox)
-                    .iter()
-                    .any(|path| path.metadata().is_ok_and(|metadata| metadata.len() > 1 << 20))
-            });
-        } else {
-            server.wait_for(
-                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pg_dump' \
-                 AND wait_event_type = 'Lock'",
-                "1",
-            );
-        }
-        server.sql(
-            "postgres",
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pg_dump'",
-        );
-        let (code, said) = dump.end();
-        assert_eq!(code, Some(1), "{said}");
-        assert_eq!(lines(&said).len(), 1, "{said}");
-        let words = ["terminating connection", "server closed the connection"];
-        assert!(words.iter().any(|words| said.contains(words)), "{said}");
-        assert_eq!(push.wait().unwrap().code(), Some(21));
-        assert_nothing_new(&sandbox, &earlier);
-        drop(lock);
-        server.wait_until_idle();
-    }
-    restore(&sandbox, &back_up(&sandbox), "again");
-    assert_eq!(server.content("again"), server.content(APP));
-}
-
 /// As [`fake`] for `pg_dump`, which still tells its version.
 pub fn fake_dump(server: &Server, sandbox: &mut Sandbox, script: &str) {
     let script = format!("[ \"$1\" = --version ] && exec \"$real\" --version\n{script}");
@@ -504,40 +293,6 @@ fn warnings_of_pg_dump_are_shown_and_do_no_harm() {
     assert_eq!(ended[2].code, 0);
     restore(&sandbox, &ended[2].stdout, "again");
     assert_eq!(server.content("again"), server.content(APP));
-}
-
-#[test]
-fn output_of_pg_dump_that_cannot_be_restored_is_refused() {
-    let (server, mut sandbox) = bench(EVERYTHING);
-    let earlier = back_up(&sandbox);
-    let length = {
-        let mut command = server.command("pg_dump");
-        run(command.args(["--format=custom", APP]), b"").ok().stdout.len()
-    };
-    let cut = |bytes: usize| format!("\"$real\" \"$@\" | head -c {bytes}");
-    for (script, words) in [
-        (cut(length - 1), "cannot be read again"),
-        (cut(length / 2), "cannot be read again"),
-        (cut(100), "cannot be read again"),
-        ("exit 0".to_owned(), "cannot be read again"),
-        ("echo 'pg_dump: error: no'".to_owned(), "cannot be read again"),
-        // A terminal's line ends.
-        ("\"$real\" \"$@\" | sed 's/$/\\r/'".to_owned(), "cannot be read again"),
-        // It looks whole, but the program was not content with it.
-        ("\"$real\" \"$@\"; echo 'pg_dump: error: at last' >&2; exit 1".to_owned(), "at last"),
-        ("\"$real\" \"$@\"; exit 3".to_owned(), "said nothing"),
-        ("\"$real\" \"$@\"; kill -9 $$".to_owned(), "signal: 9"),
-    ] {
-        fake_dump(&server, &mut sandbox, &script);
-        let ended = sandbox.pipe(&[NEW, DUMP, ADD, PUSH]);
-        assert_eq!(ended[1].code, 1, "{script}: {}", ended[1].stderr);
-        assert_eq!(lines(&ended[1].stderr).len(), 1, "{script}: {}", ended[1].stderr);
-        assert!(ended[1].stderr.contains(words), "{script}: {}", ended[1].stderr);
-        // It is 1 where the dump has failed, and taken its folder along, before push opens that.
-        assert_eq!(ended[3].code, 21, "{script}: {}", ended[3].stderr);
-        assert_nothing_new(&sandbox, &earlier);
-        server.wait_until_idle();
-    }
 }
 
 #[test]
@@ -647,66 +402,6 @@ fn every_file_that_the_database_knows_of_is_in_the_backup() {
             "{name} is not restored"
         );
     }
-}
-
-#[test]
-fn the_password_is_in_no_argument_and_in_no_file() {
-    let (server, mut sandbox) = bench("SET ROLE \"app owner\"; CREATE TABLE t AS SELECT 1 AS a");
-    for (name, _) in server.variables() {
-        sandbox.set(name, "");
-    }
-    server.sql("postgres", &format!("ALTER ROLE \"{ROLE}\" CREATEDB"));
-    sandbox.set("DATABASE_URL", server.url());
-    let watched = AtomicBool::new(true);
-    let mut lock = server.session(APP);
-    lock.sql("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE");
-    let (seen, document) = std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| {
-            let mut seen = BTreeSet::new();
-            // A test that failed meanwhile does not end it.
-            let until = Instant::now() + 2 * PATIENCE;
-            while watched.load(Ordering::Relaxed) && Instant::now() < until {
-                for process in fs::read_dir("/proc").unwrap().flatten() {
-                    let Ok(line) = fs::read(process.path().join("cmdline")) else { continue };
-                    let line = String::from_utf8_lossy(&line).replace('\0', " ");
-                    if line.contains(PASSWORD) || line.contains(ENCODED_PASSWORD) {
-                        return Err(line);
-                    }
-                    for program in ["psql", "pg_dump"] {
-                        if line.contains(program) && line.contains("--no-password") {
-                            seen.insert(program);
-                        }
-                    }
-                }
-            }
-            Ok(seen)
-        });
-        let (mut dump, mut push) = spawn_pipe(&sandbox);
-        server.wait_for(
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pg_dump' \
-             AND wait_event_type = 'Lock'",
-            "1",
-        );
-        drop(lock);
-        assert_eq!(dump.end(), (Some(0), String::new()));
-        assert!(push.wait().unwrap().success());
-        let document = sandbox.latest();
-        sandbox.fetch(&document, "back");
-        let restore = ["restore", "--from", "back", "--database", "again"];
-        sandbox.run("bk-dump", &restore, &document).ok();
-        watched.store(false, Ordering::Relaxed);
-        (watcher.join().unwrap(), document)
-    });
-    assert_eq!(seen, Ok(BTreeSet::from(["pg_dump", "psql"])));
-    assert!(!String::from_utf8(document).unwrap().contains("he/im"));
-    for file in
-        files_below(&sandbox.path("dest")).into_iter().chain(files_below(&sandbox.path("home")))
-    {
-        let text = fs::read(&file).unwrap();
-        let text = String::from_utf8_lossy(&text);
-        assert!(!text.contains("he/im") && !text.contains("he%2Fim"), "{}", file.display());
-    }
-    assert_eq!(server.content("again"), server.content(APP));
 }
 
 #[test]

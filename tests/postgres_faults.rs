@@ -4,11 +4,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::harness::{Random, Sandbox, files_below};
+use crate::harness::{Random, Sandbox, files_below, run};
 use crate::interrupt::with_small_disk;
 use crate::postgres::{
-    NEW, Step, assert_nothing_new, bench, fake_dump, lines, restore, spawn_pipe_of, staged,
-    wait_until,
+    ADD, DUMP, EVERYTHING, HEAVY, NEW, PUSH, Step, assert_nothing_new, back_up, bench, fake_dump,
+    lines, restore, spawn_pipe, spawn_pipe_of, staged, wait_until,
 };
 use crate::postgres_cut::{FORMATS, back_up_as, dump_step};
 use crate::server::{APP, ENCODED_PASSWORD, Server};
@@ -421,5 +421,80 @@ fn a_cut_dump_is_told_without_its_manifest() {
                 fs::write(&file, &whole).unwrap();
             }
         }
+    }
+}
+
+#[test]
+fn a_dump_whose_backend_is_terminated_becomes_no_backup() {
+    let (server, sandbox) = bench(HEAVY);
+    let earlier = back_up(&sandbox);
+    for half_way in [false, true] {
+        let mut lock = server.session(APP);
+        if !half_way {
+            lock.sql("BEGIN; LOCK TABLE heavy IN ACCESS EXCLUSIVE MODE");
+        }
+        let (mut dump, mut push) = spawn_pipe(&sandbox);
+        if half_way {
+            wait_until("some of the dump is written", || {
+                staged(&sandbox)
+                    .iter()
+                    .any(|path| path.metadata().is_ok_and(|metadata| metadata.len() > 1 << 20))
+            });
+        } else {
+            server.wait_for(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pg_dump' \
+                 AND wait_event_type = 'Lock'",
+                "1",
+            );
+        }
+        server.sql(
+            "postgres",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pg_dump'",
+        );
+        let (code, said) = dump.end();
+        assert_eq!(code, Some(1), "{said}");
+        assert_eq!(lines(&said).len(), 1, "{said}");
+        let words = ["terminating connection", "server closed the connection"];
+        assert!(words.iter().any(|words| said.contains(words)), "{said}");
+        assert_eq!(push.wait().unwrap().code(), Some(21));
+        assert_nothing_new(&sandbox, &earlier);
+        drop(lock);
+        server.wait_until_idle();
+    }
+    restore(&sandbox, &back_up(&sandbox), "again");
+    assert_eq!(server.content("again"), server.content(APP));
+}
+
+#[test]
+fn output_of_pg_dump_that_cannot_be_restored_is_refused() {
+    let (server, mut sandbox) = bench(EVERYTHING);
+    let earlier = back_up(&sandbox);
+    let length = {
+        let mut command = server.command("pg_dump");
+        run(command.args(["--format=custom", APP]), b"").ok().stdout.len()
+    };
+    let cut = |bytes: usize| format!("\"$real\" \"$@\" | head -c {bytes}");
+    for (script, words) in [
+        (cut(length - 1), "cannot be read again"),
+        (cut(length / 2), "cannot be read again"),
+        (cut(100), "cannot be read again"),
+        ("exit 0".to_owned(), "cannot be read again"),
+        ("echo 'pg_dump: error: no'".to_owned(), "cannot be read again"),
+        // A terminal's line ends.
+        ("\"$real\" \"$@\" | sed 's/$/\\r/'".to_owned(), "cannot be read again"),
+        // It looks whole, but the program was not content with it.
+        ("\"$real\" \"$@\"; echo 'pg_dump: error: at last' >&2; exit 1".to_owned(), "at last"),
+        ("\"$real\" \"$@\"; exit 3".to_owned(), "said nothing"),
+        ("\"$real\" \"$@\"; kill -9 $$".to_owned(), "signal: 9"),
+    ] {
+        fake_dump(&server, &mut sandbox, &script);
+        let ended = sandbox.pipe(&[NEW, DUMP, ADD, PUSH]);
+        assert_eq!(ended[1].code, 1, "{script}: {}", ended[1].stderr);
+        assert_eq!(lines(&ended[1].stderr).len(), 1, "{script}: {}", ended[1].stderr);
+        assert!(ended[1].stderr.contains(words), "{script}: {}", ended[1].stderr);
+        // It is 1 where the dump has failed, and taken its folder along, before push opens that.
+        assert_eq!(ended[3].code, 21, "{script}: {}", ended[3].stderr);
+        assert_nothing_new(&sandbox, &earlier);
+        server.wait_until_idle();
     }
 }
