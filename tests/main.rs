@@ -14,6 +14,8 @@ mod postgres_contents;
 mod postgres_cut;
 mod postgres_faults;
 mod postgres_formats;
+mod postgres_moving;
+mod postgres_pooler;
 mod postgres_regress;
 mod postgres_restore;
 mod postgres_restore_cut;

@@ -1,17 +1,12 @@
 //! What is recorded of a PostgreSQL database, and that a restored one is the same.
 
-use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::process::{Child, Command, Stdio};
-use std::time::Instant;
-
 use serde_json::{Value, json};
 
-use crate::harness::{Ended, Sandbox, run};
-use crate::server::{APP, PATIENCE, ROLE, Server};
+use crate::harness::{Ended, Sandbox};
+use crate::server::{APP, ROLE, Server};
 
-const NEW: &[&str] = &["bk-manifest", "new", "--app", "app"];
-const DUMP: &[&str] = &["bk-dump", "postgres", "--database"];
+pub const NEW: &[&str] = &["bk-manifest", "new", "--app", "app"];
+pub const DUMP: &[&str] = &["bk-dump", "postgres", "--database"];
 
 /// A column of every kind of type, with the values at its borders.
 const TYPES: &str = r#"
@@ -101,7 +96,7 @@ SELECT lo_put(lo_create(4713), 5000000, 'behind a hole');
 GRANT SELECT ON parent TO "app owner";
 "#;
 
-fn bench(statements: &str) -> (Server, Sandbox) {
+pub fn bench(statements: &str) -> (Server, Sandbox) {
     let server = Server::start();
     server.sql(APP, statements);
     let mut sandbox = Sandbox::new();
@@ -110,19 +105,19 @@ fn bench(statements: &str) -> (Server, Sandbox) {
 }
 
 /// Dumps a database, and returns how the step ended.
-fn try_dump(sandbox: &Sandbox, database: &str, flags: &[&str]) -> Ended {
+pub fn try_dump(sandbox: &Sandbox, database: &str, flags: &[&str]) -> Ended {
     let dump = [DUMP, &[database], flags].concat();
     sandbox.pipe(&[NEW, &dump]).pop().unwrap()
 }
 
 /// The record of a database's component.
 #[track_caller]
-fn record(sandbox: &Sandbox, database: &str, flags: &[&str]) -> Value {
+pub fn record(sandbox: &Sandbox, database: &str, flags: &[&str]) -> Value {
     try_dump(sandbox, database, flags).ok().json()["components"][0].clone()
 }
 
 /// What is compared: all that the record says of contents.
-fn contents(record: &Value) -> Value {
+pub fn contents(record: &Value) -> Value {
     let members =
         ["tables", "sequences", "large_objects", "extensions", "schemas", "object_counts"];
     members.iter().map(|name| ((*name).to_owned(), record[name].clone())).collect()
@@ -130,7 +125,7 @@ fn contents(record: &Value) -> Value {
 
 /// What the record says of one table.
 #[track_caller]
-fn table<'a>(record: &'a Value, name: &str) -> &'a Value {
+pub fn table<'a>(record: &'a Value, name: &str) -> &'a Value {
     let tables = record["tables"].as_array().unwrap();
     tables
         .iter()
@@ -140,7 +135,7 @@ fn table<'a>(record: &'a Value, name: &str) -> &'a Value {
 
 /// Backs a database up and restores it under another name; returns the record.
 #[track_caller]
-fn restore_as(sandbox: &Sandbox, database: &str, restored: &str) -> Value {
+pub fn restore_as(sandbox: &Sandbox, database: &str, restored: &str) -> Value {
     let dump = [DUMP, &[database]].concat();
     let ended = sandbox.pipe(&[NEW, &dump, &["bk-push", "--to", "dest"]]);
     for step in &ended {
@@ -415,128 +410,6 @@ fn what_is_left_out_is_not_read_and_says_so() {
     assert!(ended.stderr.contains("permission denied for table secret"), "{}", ended.stderr);
 }
 
-/// A dump step that waits for a lock on `door`, with the session that holds it.
-struct AtTheDoor {
-    dump: Child,
-    door: crate::server::Session,
-}
-
-fn dump_at_the_door(server: &Server, sandbox: &Sandbox) -> AtTheDoor {
-    let mut door = server.session(APP);
-    door.sql("BEGIN; LOCK TABLE door IN ACCESS EXCLUSIVE MODE");
-    let new = sandbox.run(NEW[0], &NEW[1..], b"").ok().stdout;
-    fs::write(sandbox.path("new.json"), new).unwrap();
-    let dump = sandbox
-        .command(DUMP[0])
-        .args(&DUMP[1..])
-        .arg(APP)
-        .stdin(fs::File::open(sandbox.path("new.json")).unwrap())
-        .stdout(fs::File::create(sandbox.path("dumped.json")).unwrap())
-        .stderr(fs::File::create(sandbox.path("dump.err")).unwrap())
-        .spawn()
-        .unwrap();
-    // Both the dump and the reading of tables.
-    server.wait_for(
-        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
-         AND application_name IN ('pg_dump', 'psql')",
-        "2",
-    );
-    AtTheDoor { dump, door }
-}
-
-impl AtTheDoor {
-    /// Lets it pass; returns the record and what was said.
-    #[track_caller]
-    fn pass(mut self, sandbox: &Sandbox, code: i32) -> (Value, String) {
-        self.door.sql("COMMIT");
-        let status = self.dump.wait().unwrap();
-        let said = fs::read_to_string(sandbox.path("dump.err")).unwrap();
-        assert_eq!(status.code(), Some(code), "{said}");
-        let document = fs::read(sandbox.path("dumped.json")).unwrap();
-        (serde_json::from_slice::<Value>(&document).unwrap()["components"][0].clone(), said)
-    }
-}
-
-#[test]
-fn what_moves_during_a_dump_is_recorded_as_it_was_or_as_moved() {
-    let (server, sandbox) = bench(
-        "CREATE TABLE door (n int); CREATE TABLE grows AS SELECT 1 AS n; CREATE SEQUENCE up; CREATE SEQUENCE still;
-         CREATE SEQUENCE down INCREMENT -2; SELECT nextval('up'), nextval('down')",
-    );
-    let before = record(&sandbox, APP, &[]);
-    let waiting = dump_at_the_door(&server, &sandbox);
-    server.sql(APP, "INSERT INTO grows SELECT n FROM generate_series(2, 100) n; SELECT nextval('up'), nextval('up'), nextval('down')");
-    let (during, said) = waiting.pass(&sandbox, 0);
-    assert_eq!(said, "");
-    assert_eq!(during["tables"], before["tables"], "rows are those of the snapshot");
-    assert_eq!(
-        during["sequences"],
-        json!([
-            {"name": "public.down", "last_value": -1, "is_called": true,
-                "until": {"last_value": -3, "is_called": true, "increment": -2}},
-            {"name": "public.still", "last_value": 1, "is_called": false},
-            {"name": "public.up", "last_value": 1, "is_called": true,
-                "until": {"last_value": 3, "is_called": true, "increment": 1}},
-        ])
-    );
-    server.wait_until_idle();
-}
-
-#[test]
-fn a_table_that_was_truncated_during_a_dump_is_not_compared() {
-    let (server, sandbox) = bench(
-        "CREATE TABLE door (n int); CREATE TABLE emptied AS SELECT 1 AS n; CREATE TABLE other AS SELECT 1 AS n",
-    );
-    let waiting = dump_at_the_door(&server, &sandbox);
-    server.sql(APP, "TRUNCATE emptied");
-    let (recorded, said) = waiting.pass(&sandbox, 3);
-    assert_eq!(recorded["status"], "partial");
-    assert!(said.contains("public.emptied: it was emptied"), "{said}");
-    assert_eq!(table(&recorded, "public.emptied").get("rows"), None);
-    assert_eq!(table(&recorded, "public.other")["rows"], 1);
-}
-
-#[test]
-fn a_writer_at_work_changes_nothing_of_what_is_recorded() {
-    let (server, sandbox) = bench(
-        "CREATE TABLE accounts (id int PRIMARY KEY, balance int);
-         INSERT INTO accounts SELECT n, 0 FROM generate_series(1, 20000) n;
-         CREATE TABLE history (id bigserial PRIMARY KEY, account int, amount int)",
-    );
-    let script = sandbox.path("write.sql");
-    fs::write(
-        &script,
-        "\\set account random(1, 20000)\n\\set amount random(-100, 100)\nBEGIN;\n\
-         UPDATE accounts SET balance = balance + :amount WHERE id = :account;\n\
-         INSERT INTO history (account, amount) VALUES (:account, :amount);\nCOMMIT;\n",
-    )
-    .unwrap();
-    let mut writer = server
-        .command("pgbench")
-        .args(["-n", "-c", "2", "-T", "600", "-f"])
-        .arg(&script)
-        .arg(APP)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    server
-        .wait_for("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'", "2");
-    let recorded = restore_as(&sandbox, APP, "again");
-    assert!(writer.try_wait().unwrap().is_none(), "the writer has written all through");
-    writer.kill().unwrap();
-    writer.wait().unwrap();
-    let sums = "SELECT (SELECT sum(balance) FROM accounts) = (SELECT coalesce(sum(amount), 0) FROM history)";
-    assert_eq!(server.sql("again", sums), "t");
-    let again = record(&sandbox, "again", &[]);
-    assert_eq!(again["tables"], recorded["tables"]);
-    assert_eq!(again["object_counts"], recorded["object_counts"]);
-    let place = |sequence: &Value| sequence["last_value"].as_i64().unwrap();
-    let (from, restored) = (&recorded["sequences"][0], place(&again["sequences"][0]));
-    let until = from.get("until").map_or(place(from), place);
-    assert!((place(from)..=until).contains(&restored), "{from} {restored}");
-}
-
 #[test]
 fn the_record_says_what_the_dump_does_not_hold() {
     let (server, sandbox) = bench("CREATE EXTENSION pg_trgm");
@@ -618,110 +491,4 @@ fn the_schema_version_is_told_by_the_applications_own_tables() {
     let (none, said) = version(&[]);
     assert_eq!(none, Value::Null);
     assert!(said.contains("Alembic") && said.contains("version_num"), "{said}");
-}
-
-/// A PgBouncer before the server, on a port of its own.
-struct Pooler {
-    process: Child,
-    port: u16,
-    _folder: tempfile::TempDir,
-}
-
-impl Pooler {
-    fn start(server: &Server, mode: &str, pool_size: u32) -> Self {
-        let folder = tempfile::Builder::new().prefix("bk-pgb-").tempdir().unwrap();
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
-        let config = folder.path().join("pgbouncer.ini");
-        let path = folder.path().display();
-        fs::write(
-            &config,
-            format!(
-                "[databases]\n* = host={} port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
-                 unix_socket_dir = \nauth_type = trust\nauth_file = {path}/users\npool_mode = {mode}\n\
-                 default_pool_size = {pool_size}\nignore_startup_parameters = extra_float_digits,options\n\
-                 logfile = {path}/log\n",
-                server.socket().display(),
-                server.port(),
-            ),
-        )
-        .unwrap();
-        fs::write(folder.path().join("users"), "\"postgres\" \"\"\n").unwrap();
-        // It does not run as root.
-        let owner = fs::metadata(server.socket()).unwrap();
-        for path in [folder.path(), &config, &folder.path().join("users")] {
-            chown(path, Some(owner.uid()), Some(owner.gid())).unwrap();
-        }
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
-        let mut command = Command::new("setpriv");
-        if rustix::process::geteuid().is_root() {
-            let (uid, gid) =
-                (format!("--reuid={}", owner.uid()), format!("--regid={}", owner.gid()));
-            command.args([uid, gid, "--clear-groups".to_owned()]);
-        }
-        let process = command
-            .args(["--pdeathsig=KILL", "/usr/sbin/pgbouncer", "-q"])
-            .arg(&config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let pooler = Pooler { process, port, _folder: folder };
-        let since = Instant::now();
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(since.elapsed() < PATIENCE, "pgbouncer does not listen");
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-        pooler
-    }
-
-    fn known_to(&self, sandbox: &mut Sandbox) {
-        sandbox.set("PGHOST", "127.0.0.1");
-        sandbox.set("PGPORT", self.port.to_string());
-    }
-}
-
-impl Drop for Pooler {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-#[test]
-fn a_pooler_that_shares_sessions_is_refused() {
-    let (server, mut sandbox) =
-        bench("CREATE TABLE t AS SELECT 1 AS n; ALTER DATABASE app SET statement_timeout = '7min'");
-    for pool_size in [1, 2, 20] {
-        let pooler = Pooler::start(&server, "transaction", pool_size);
-        pooler.known_to(&mut sandbox);
-        // Others have left sessions behind, in whatever order.
-        let port = pooler.port.to_string();
-        for _ in 0..3 {
-            let mut others: Vec<Child> = (0..4)
-                .map(|_| {
-                    let query = "SELECT pg_sleep(0.02)";
-                    server
-                        .command("psql")
-                        .args(["-h", "127.0.0.1", "-p", &port, "-XAtq", "-c", query, APP])
-                        .stdout(Stdio::null())
-                        .spawn()
-                        .unwrap()
-                })
-                .collect();
-            for other in &mut others {
-                assert!(other.wait().unwrap().success());
-            }
-        }
-        let ended = try_dump(&sandbox, APP, &[]).expect(2);
-        assert!(ended.stderr.contains("pooler in transaction mode"), "{}", ended.stderr);
-        assert_eq!(ended.stdout, b"");
-        // Nothing of ours is left to whoever comes next.
-        let query = ["-h", "127.0.0.1", "-p", &port, "-XAtq", "-c", "SHOW statement_timeout", APP];
-        assert_eq!(run(server.command("psql").args(query), b"").expect(0).text(), "7min\n");
-    }
-    let pooler = Pooler::start(&server, "session", 5);
-    pooler.known_to(&mut sandbox);
-    assert_eq!(record(&sandbox, APP, &[])["tables"][0]["rows"], 1);
 }
