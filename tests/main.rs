@@ -25,6 +25,7 @@ mod postgres_transport;
 mod server;
 mod source_changes;
 mod sqlite;
+mod sqlite_killed;
 
 #[test]
 fn every_file_here_is_a_module() {
