@@ -3,6 +3,7 @@
 mod compose;
 mod contract;
 mod damage;
+mod deployment;
 mod durability;
 mod harness;
 mod help;
