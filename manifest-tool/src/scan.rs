@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use crate::beneath::{Cursor, Root};
 use crate::entry::{Entry, Kind};
-use crate::exit::{Exit, Failure};
+use crate::exit::{Exit, Failure, fail};
 use crate::left_out::{LeftOut, Reason};
 use crate::lookup::Lookup;
 use crate::path::{OWN_FOLDER, RelPath, escape};
@@ -110,6 +110,7 @@ pub fn scan(
     progress: &dyn Progress,
     sink: &mut dyn FnMut(Entry) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
+    refuse_own_names(options)?;
     let root_stat = rustix::fs::fstat(root.as_fd())
         .map_err(io::Error::from)
         .with_context(|| format!("cannot read '{}'", root.path().display()))?;
@@ -124,16 +125,35 @@ pub fn scan(
         first_paths: Spool::new()?,
     };
     if exists(root.as_fd(), DESTINATION_MARKER.as_bytes()) {
-        return Err(Failure::new(
-            Exit::Usage,
-            format!("'{}' is a backup destination, not a source", root.path().display()),
-        )
-        .into());
+        return Err(is_destination(root.path()));
     }
     if let Some(prefix) = &options.prefix {
         (walk.sink)(describe(prefix.clone(), Kind::Directory, &root_stat))?;
     }
     if options.paths.is_empty() { walk.children(root.as_fd(), None) } else { walk.named_paths() }
+}
+
+fn is_destination(folder: &Path) -> anyhow::Error {
+    fail(Exit::Usage, format!("'{}' is a backup destination, not a source", folder.display()))
+}
+
+/// Refuses what would be recorded at the root under a name of bk's own: no fetch restores a backup
+/// that has one.
+fn refuse_own_names(options: &Options) -> anyhow::Result<()> {
+    let recorded = match &options.prefix {
+        Some(prefix) => std::slice::from_ref(prefix),
+        None => &options.paths,
+    };
+    for path in recorded {
+        let first = path.as_bytes().split(|byte| *byte == b'/').next().unwrap_or_default();
+        if first.starts_with(REPLACED_PREFIX) || first == DESTINATION_MARKER.as_bytes() {
+            let message = format!("'{}' is a name that bk keeps for itself", escape(first));
+            return Err(Failure::new(Exit::Usage, message)
+                .hint("rename it, or have bk-manifest add record it below a prefix: --as PREFIX")
+                .into());
+        }
+    }
+    Ok(())
 }
 
 struct Walk<'a> {
@@ -176,6 +196,11 @@ impl Walk<'_> {
                 let (parent, name) = cursor.parent(&folder).map_err(not_there)?;
                 let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
                     .map_err(|error| not_there(error.into()))?;
+                let opened = cursor.folder(folder.as_bytes()).map_err(not_there)?;
+                if exists(opened, DESTINATION_MARKER.as_bytes()) {
+                    let shown = self.root.path().join(folder.as_path());
+                    return Err(is_destination(&shown));
+                }
                 let path = self.recorded(&folder)?;
                 (self.sink)(describe(path, Kind::Directory, &stat))?;
             }
@@ -453,6 +478,30 @@ mod tests {
         fs::hard_link(tree.path().join("a/b/c"), tree.path().join("z2")).unwrap();
         symlink("nowhere", tree.path().join("dangling")).unwrap();
         tree
+    }
+
+    #[test]
+    fn what_no_fetch_would_restore_is_refused() {
+        let tree = tree();
+        for folder in [".bk-replaced-1/x", "backups/2026"] {
+            fs::create_dir_all(tree.path().join(folder)).unwrap();
+        }
+        let path = |text: &str| RelPath::new(text).unwrap();
+        let root = Root::open(tree.path()).unwrap();
+        let code = |options: &Options| {
+            let walked = scan(&root, options, &mut LeftOut::default(), &Silent, &mut |_| Ok(()));
+            walked.map_or_else(|error| crate::exit::classify(&error), |()| Exit::Done)
+        };
+        let paths = |text: &str| Options { paths: vec![path(text)], ..Options::default() };
+        for name in [".bk-replaced-1", ".bk-replaced-1/x", ".bk-destination", "backups/2026"] {
+            assert_eq!(code(&paths(name)), Exit::Usage, "{name}");
+        }
+        for prefix in [".bk-replaced-1", ".bk-destination"] {
+            let options = Options { prefix: Some(path(prefix)), ..paths("a") };
+            assert_eq!(code(&options), Exit::Usage, "{prefix}");
+        }
+        let elsewhere = Options { prefix: Some(path("old")), ..paths(".bk-replaced-1/x") };
+        assert_eq!(code(&elsewhere), Exit::Done);
     }
 
     #[test]
