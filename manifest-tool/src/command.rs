@@ -250,16 +250,24 @@ impl Command {
     /// Runs it to its end and returns what it printed.
     ///
     /// # Errors
-    /// If it cannot be started, or we were told to stop. A failure of its own is in [`Finished`].
+    /// If it cannot be started, prints too much to be held, or we were told to stop. A failure of its
+    /// own is in [`Finished`].
     pub fn output(self) -> anyhow::Result<(Vec<u8>, Finished)> {
         let mut running = self.start()?;
         drop(running.stdin.take());
         let mut output = Vec::new();
         if let Some(stdout) = running.stdout.take() {
             stdout
-                .take(OUTPUT_LIMIT)
+                .take(OUTPUT_LIMIT + 1)
                 .read_to_end(&mut output)
                 .with_context(|| format!("cannot read what '{}' prints", running.name))?;
+            // The rest may fit into the pipe: then the program itself would not notice.
+            anyhow::ensure!(
+                output.len() as u64 <= OUTPUT_LIMIT,
+                "'{}' prints more than {} MiB",
+                running.name,
+                OUTPUT_LIMIT >> 20
+            );
         }
         Ok((output, running.wait()?))
     }
@@ -456,6 +464,14 @@ mod tests {
         assert_eq!(output, b"out\n");
         assert!(!finished.is_success());
         assert_eq!(finished.message(), "'sh' failed (exit status: 3): why");
+    }
+
+    #[test]
+    fn output_is_whole_or_an_error() {
+        let most = shell(&format!("head -c {OUTPUT_LIMIT} /dev/zero")).output().unwrap();
+        assert_eq!((most.0.len() as u64, most.1.is_success()), (OUTPUT_LIMIT, true));
+        let more = shell(&format!("head -c {} /dev/zero", OUTPUT_LIMIT + 1)).output();
+        assert!(more.unwrap_err().to_string().contains("more than 64 MiB"));
     }
 
     #[test]
