@@ -263,7 +263,6 @@ impl<'a> Packer<'a> {
             .collect::<anyhow::Result<_>>()?;
         let mut places: HashMap<usize, At> = HashMap::new();
         for ((frame, skips), members) in compressed.into_iter().zip(&frames) {
-            self.tools.uploader.renew()?;
             let volume = self.open_volume()?;
             let at = At {
                 object: volume.object.clone(),

@@ -1,7 +1,7 @@
 //! The thread that writes objects: while it hashes and stores, the others read and compress.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -24,7 +24,6 @@ enum Message {
     Open(String),
     Bytes(Vec<u8>),
     Close(Spool),
-    Renew,
 }
 
 /// What the thread is left with: the objects, or why it stopped.
@@ -67,11 +66,6 @@ impl Uploader {
     /// Commits the open object; `entries` are those whose content it holds.
     pub fn close(&self, entries: Spool) -> Result<(), StoppedStoring> {
         self.send(Message::Close(entries))
-    }
-
-    /// Shows that the push is alive, if that is due.
-    pub fn renew(&self) -> Result<(), StoppedStoring> {
-        self.send(Message::Renew)
     }
 }
 
@@ -169,7 +163,18 @@ impl<'a> PartialWriter<'a> {
     pub fn run(&mut self, queue: Queue) -> Stored {
         let mut open: Option<(String, HashWriter<Box<dyn Upload + 'a>>)> = None;
         let mut stored = Vec::new();
-        for message in queue.0 {
+        let Queue(receiver) = queue;
+        loop {
+            // Nothing may come for hours, while a dump is written before us.
+            let due = self.interval.saturating_sub(self.renewed.elapsed());
+            let message = match receiver.recv_timeout(due) {
+                Ok(message) => message,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.renew()?;
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
             match message {
                 Message::Open(object) => {
                     let named = Named { object: object.clone() };
@@ -195,7 +200,6 @@ impl<'a> PartialWriter<'a> {
                         stored.push(record);
                     }
                 }
-                Message::Renew => self.renew()?,
             }
         }
         Ok(stored)
@@ -233,5 +237,36 @@ impl<'a> ClosedPiece<'a> {
         self.line.clear();
         let read = self.lines.by_ref().take(LINE_LIMIT).read_until(b'\n', &mut self.line)?;
         Ok(if read == 0 { None } else { Some(serde_json::from_slice(&self.line)?) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Memory;
+
+    #[test]
+    fn a_push_that_waits_renews_its_list() {
+        let memory = Memory::new("2026-05-01T00:00:00Z");
+        let begun = Begun {
+            id: "b0".into(),
+            series: "app".into(),
+            folder: "2026/05/01/b0".into(),
+            host: "vm1".into(),
+        };
+        let mut list = PartialWriter::begin(&memory, &begun, Duration::ZERO).unwrap();
+        list.interval = Duration::from_millis(10);
+        let (uploader, queue) = Uploader::channel();
+        std::thread::scope(|scope| {
+            let storing = scope.spawn(move || list.run(queue).unwrap());
+            let since = Instant::now();
+            let is_renewed = || memory.names().iter().any(|name| name.contains("/renewed-"));
+            while !is_renewed() && since.elapsed() < Duration::from_secs(20) {
+                std::thread::yield_now();
+            }
+            drop(uploader);
+            assert_eq!(storing.join().unwrap(), []);
+            assert!(is_renewed(), "{:?}", memory.names());
+        });
     }
 }
