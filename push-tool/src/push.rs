@@ -61,7 +61,7 @@ pub fn push(
     let series = header.series()?;
     let lock = destination
         .lock(&series, &format!("bk-push {} from {host}, since {}", backup.id, Time::now()))?;
-    if destination.list(&folder)?.next().is_some() {
+    if destination.list(&folder)?.next().transpose()?.is_some() {
         let message = format!("this manifest was pushed before: '{folder}' is there already");
         return Err(Failure::new(Exit::Failed, message)
             .hint("begin again with bk-manifest new; what that push stored is used")
@@ -382,7 +382,17 @@ impl Push<'_> {
         }
         let mut names = vec![place.to_owned()];
         names.extend(place::SIDE_FILES.iter().map(|name| place::join(folder, name)));
-        destination.delete(&names);
+        let failed = destination.delete(&names);
+        if let Some(error) = failed.into_iter().find(|error| error.name == place) {
+            let error = anyhow::Error::from(error);
+            let message = format!(
+                "objects were removed while the backup was committed, and it could not be \
+                 withdrawn: {error:#}"
+            );
+            return Err(Failure::new(Exit::Failed, message)
+                .hint(format!("remove '{place}' by hand: it stands for a backup that is not whole"))
+                .into());
+        }
         Err(fail(
             Exit::Failed,
             "objects were removed while the backup was committed; it was withdrawn",

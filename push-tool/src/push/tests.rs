@@ -179,6 +179,24 @@ fn a_commit_that_came_too_late_is_withdrawn() {
 }
 
 #[test]
+fn a_commit_that_cannot_be_withdrawn_says_so() {
+    let tree = Tree::new(b"content");
+    let memory = memory();
+    memory.before(
+        "manifest.json",
+        Box::new(|objects, now| {
+            objects.retain(|name, _| !name.ends_with(".tar.zst"));
+            *now = Time::from_unix(now.unix().0 + 13 * 3600, 0);
+        }),
+    );
+    // The list's two pieces, the volume and its entries, the side files, the manifest.
+    memory.die_after(Some(8));
+    let error = tree.push("b0", &memory).unwrap_err();
+    assert!(memory.has("2026/05/01/b0/manifest.json"), "{error:#}");
+    assert!(error.to_string().contains("could not be withdrawn"), "{error:#}");
+}
+
+#[test]
 fn a_commit_under_a_mark_that_is_due_is_withdrawn() {
     let tree = Tree::new(b"content");
     let memory = memory();
