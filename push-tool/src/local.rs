@@ -393,8 +393,12 @@ impl Destination for Local {
                         if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
                             && stat_time(&stat) < before =>
                     {
-                        unlinkat(folder, name, AtFlags::empty())?;
-                        swept += 1;
+                        match unlinkat(folder, name, AtFlags::empty()) {
+                            Ok(()) => swept += 1,
+                            // Another series' prune sweeps too.
+                            Err(Errno::NOENT) => {}
+                            Err(error) => return Err(error.into()),
+                        }
                     }
                     _ => {}
                 }
@@ -514,5 +518,28 @@ mod tests {
         assert_eq!(local.sweep(Time::from_unix(0, 0)).unwrap(), 0);
         assert_eq!(local.sweep(Time::from_unix(i64::from(i32::MAX), 0)).unwrap(), 1);
         assert_eq!(names(&unfinished), ["stranger"]);
+    }
+
+    #[test]
+    fn two_may_sweep_at_once() {
+        let (folder, local) = beside_a_victim();
+        local.now().unwrap();
+        let unfinished = folder.path().join("dest").join(UNFINISHED);
+        let count = 2000;
+        for number in 0..count {
+            File::create(unfinished.join(format!("{UNFINISHED_NAME}{number}"))).unwrap();
+        }
+        let later = Time::from_unix(i64::from(i32::MAX), 0);
+        let both = std::sync::Barrier::new(4);
+        let swept: u64 = std::thread::scope(|scope| {
+            let sweeps = [(); 4].map(|()| {
+                scope.spawn(|| {
+                    both.wait();
+                    local.sweep(later).unwrap()
+                })
+            });
+            sweeps.into_iter().map(|sweep| sweep.join().unwrap()).sum()
+        });
+        assert_eq!(swept, count);
     }
 }
