@@ -31,6 +31,8 @@ use crate::place;
 const UNFINISHED: &str = ".bk/tmp";
 /// How their names begin; nothing else is swept.
 const UNFINISHED_NAME: &str = ".bk-tmp-";
+/// What ext4 has at the root of a disk, closed to all but root; nothing of ours is ever in it.
+const LOST_AND_FOUND: &str = "lost+found";
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 const FOLDER: OFlags =
@@ -231,7 +233,7 @@ impl Destination for Local {
             }
             self.path.join(path.as_path())
         };
-        let unfinished = self.path.join(UNFINISHED);
+        let not_ours = [self.path.join(UNFINISHED), self.path.join(LOST_AND_FOUND)];
         let is_gone = |error: &walkdir::Error| {
             error.io_error().is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
         };
@@ -239,8 +241,9 @@ impl Destination for Local {
             let name = error.path().map(|path| path.display().to_string()).unwrap_or_default();
             fail(&name, error.into_io_error().unwrap_or(io::ErrorKind::Other.into()))
         };
-        let walk =
-            WalkDir::new(start).into_iter().filter_entry(move |entry| entry.path() != unfinished);
+        let walk = WalkDir::new(start)
+            .into_iter()
+            .filter_entry(move |entry| not_ours.iter().all(|path| entry.path() != path));
         Ok(Box::new(walk.filter_map(move |entry| {
             let entry = match entry {
                 Ok(entry) => entry,
@@ -541,5 +544,17 @@ mod tests {
             sweeps.into_iter().map(|sweep| sweep.join().unwrap()).sum()
         });
         assert_eq!(swept, count);
+    }
+
+    #[test]
+    fn what_a_disk_keeps_at_its_root_is_not_looked_into() {
+        let (folder, local) = beside_a_victim();
+        for name in ["lost+found/x", "a/lost+found"] {
+            let path = folder.path().join("dest").join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            File::create(path).unwrap();
+        }
+        let found = local.list("").unwrap().map(|object| object.unwrap().name);
+        assert_eq!(found.collect::<Vec<_>>(), ["a/lost+found"]);
     }
 }
