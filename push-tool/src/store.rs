@@ -1,5 +1,7 @@
 //! A destination that was marked as one: opened by the name that a user gives.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,6 +16,9 @@ use crate::place::MARKER;
 
 /// How long a mark must have stood before prune deletes, unless `init` said otherwise.
 pub const DEFAULT_GRACE: Duration = Duration::from_hours(24);
+
+/// Who has no business with the backups need not see when they were made.
+const FOLDER_MODE: u32 = 0o700;
 
 /// What the marker of a destination holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,7 +70,9 @@ impl Store {
     pub fn init(name: &str, grace: Duration) -> anyhow::Result<(Self, Created)> {
         let path = local_path(name)?;
         if !path.is_dir() {
-            std::fs::create_dir(path).map_err(|error| {
+            let made = std::fs::create_dir(path)
+                .and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(FOLDER_MODE)));
+            made.map_err(|error| {
                 fail(Exit::NoDestination, format!("cannot make '{}': {error}", path.display()))
             })?;
         }
@@ -103,4 +110,23 @@ fn local_path(name: &str) -> anyhow::Result<&Path> {
             .into());
     }
     Ok(Path::new(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destination_that_init_makes_is_for_its_owner_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("dest");
+        Store::init(path.to_str().unwrap(), DEFAULT_GRACE).unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o700);
+        // One that is there is its owner's matter.
+        let open = folder.path().join("open");
+        std::fs::create_dir(&open).unwrap();
+        std::fs::set_permissions(&open, Permissions::from_mode(0o755)).unwrap();
+        Store::init(open.to_str().unwrap(), DEFAULT_GRACE).unwrap();
+        assert_eq!(open.metadata().unwrap().permissions().mode() & 0o7777, 0o755);
+    }
 }
