@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::Context;
-use bk_manifest::beneath::{Cursor, Root};
+use bk_manifest::beneath::{Cursor, Root, set_node_mode};
 use bk_manifest::digest::Digest;
 use bk_manifest::exit::{Exit, Failure, fail};
 use bk_manifest::lookup::Lookup;
@@ -337,13 +337,7 @@ impl Unpacker<'_> {
                 let device = rustix::fs::makedev(member.device.0, member.device.1);
                 rustix::fs::mknodat(&parent, temporary.as_slice(), kind, mode, device)
                     .map_err(io::Error::from)?;
-                rustix::fs::chmodat(
-                    &parent,
-                    temporary.as_slice(),
-                    Mode::from_raw_mode(attributes.mode),
-                    AtFlags::empty(),
-                )
-                .map_err(io::Error::from)?;
+                set_node_mode(parent.as_fd(), &temporary, kind, attributes.mode)?;
             }
             kind => anyhow::bail!("a member of the kind {kind:?} cannot be unpacked"),
         }

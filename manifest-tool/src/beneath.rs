@@ -3,10 +3,10 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, openat};
+use rustix::fs::{FileType, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
 
 use crate::path::RelPath;
@@ -125,12 +125,33 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// Gives a pipe or a device, which is not to be opened, its mode; never what a link that was put in
+/// its place points to.
+///
+/// # Errors
+/// Those of the file system; something else of that name.
+pub fn set_node_mode(
+    folder: BorrowedFd<'_>,
+    name: &[u8],
+    kind: FileType,
+    mode: u32,
+) -> io::Result<()> {
+    let node =
+        openat(folder, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    if FileType::from_raw_mode(fstat(&node)?.st_mode) != kind {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "something else is in its place"));
+    }
+    // The kernel changes no mode through such a descriptor itself.
+    let node = format!("/proc/self/fd/{}", node.as_raw_fd());
+    Ok(rustix::fs::chmod(node, Mode::from_raw_mode(mode))?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs;
     use std::io::Read;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt, symlink};
 
     fn path(text: &str) -> RelPath {
         RelPath::new(text).unwrap()
@@ -154,6 +175,23 @@ mod tests {
         assert!(cursor.open_file(&path("a/b/link")).is_err());
         assert!(cursor.open_file(&path("a/b")).is_err());
         assert!(cursor.open_file(&path("a/b/file")).is_ok());
+    }
+
+    #[test]
+    fn a_mode_is_not_set_through_a_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::open(folder.path()).unwrap();
+        let mode = |name: &str| folder.path().join(name).metadata().unwrap().mode() & 0o7777;
+        create(&folder.path().join("victim"), b"");
+        symlink("victim", folder.path().join("swapped")).unwrap();
+        let fifo = FileType::Fifo;
+        for name in ["swapped", "victim"] {
+            assert!(set_node_mode(root.as_fd(), name.as_bytes(), fifo, 0o666).is_err(), "{name}");
+        }
+        assert_eq!(mode("victim"), 0o600);
+        rustix::fs::mknodat(root.as_fd(), "pipe", fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        set_node_mode(root.as_fd(), b"pipe", fifo, 0o666).unwrap();
+        assert_eq!(mode("pipe"), 0o666);
     }
 
     fn create(name: &Path, bytes: &[u8]) {

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bk_manifest::beneath::{Cursor, Root};
+use bk_manifest::beneath::{Cursor, Root, set_node_mode};
 use bk_manifest::digest::Digest;
 use bk_manifest::entry::{Entry, Kind};
 use bk_manifest::path::RelPath;
@@ -256,12 +256,7 @@ impl Target {
                     rustix::fs::mknodat(&folder, name, kind, Mode::from_raw_mode(0o600), device)?;
                 }
                 if let Some(mode) = entry.mode {
-                    rustix::fs::chmodat(
-                        &folder,
-                        name,
-                        Mode::from_raw_mode(mode),
-                        AtFlags::empty(),
-                    )?;
+                    set_node_mode(folder.as_fd(), name, kind, mode)?;
                 }
             }
         }
