@@ -51,7 +51,7 @@ pub struct Outcome {
     /// Their bytes.
     pub bytes: u64,
     /// The first of those that are damaged, and how.
-    pub damaged: Vec<(RelPath, String)>,
+    pub damaged: Vec<(RelPath, Fault, String)>,
     /// What is wrong in each object.
     objects: BTreeMap<String, Loss>,
 }
@@ -177,7 +177,7 @@ impl Content<'_> {
 impl Outcome {
     fn damage(&mut self, entry: &Entry, object: String, fault: Fault, detail: &str) {
         if self.damaged.len() < ENTRY_LIMIT {
-            self.damaged.push((entry.path.clone(), detail.to_owned()));
+            self.damaged.push((entry.path.clone(), fault, detail.to_owned()));
         }
         let loss = self.objects.entry(object).or_insert_with(|| Loss {
             fault,

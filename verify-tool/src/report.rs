@@ -90,6 +90,11 @@ pub struct Failed {
     pub detail: String,
 }
 
+/// Whether a fault is known damage, and not merely something that could not be looked at.
+fn is_judged(fault: Fault) -> bool {
+    !matches!(fault.exit(), Exit::Unmet | Exit::Denied)
+}
+
 impl Failed {
     fn new(problem: &Problem) -> Self {
         let mut detail = problem.detail.clone();
@@ -100,8 +105,7 @@ impl Failed {
         if problem.files.more() > 0 {
             let _ = write!(detail, "\nand {} more", problem.files.more());
         }
-        let is_judged = !matches!(problem.fault.exit(), Exit::Unmet | Exit::Denied);
-        Failed { kind: problem.fault.word(), is_judged, detail }
+        Failed { kind: problem.fault.word(), is_judged: is_judged(problem.fault), detail }
     }
 }
 
@@ -124,16 +128,16 @@ impl Case {
     }
 
     /// One for each entry.
-    pub fn of_paths(paths: &[RelPath], damaged: &[(RelPath, String)]) -> Vec<Case> {
-        let failed: HashMap<&RelPath, &String> =
-            damaged.iter().map(|(path, detail)| (path, detail)).collect();
+    pub fn of_paths(paths: &[RelPath], damaged: &[(RelPath, Fault, String)]) -> Vec<Case> {
+        let failed: HashMap<&RelPath, (Fault, &String)> =
+            damaged.iter().map(|(path, fault, detail)| (path, (*fault, detail))).collect();
         paths
             .iter()
             .map(|path| Case {
                 name: path.to_string(),
-                failure: failed.get(path).map(|detail| Failed {
-                    kind: Fault::Content.word(),
-                    is_judged: true,
+                failure: failed.get(path).map(|(fault, detail)| Failed {
+                    kind: fault.word(),
+                    is_judged: is_judged(*fault),
                     detail: (*detail).clone(),
                 }),
             })
@@ -413,6 +417,19 @@ mod tests {
         let xml = std::fs::read_to_string(folder.path().join("r.xml")).unwrap();
         assert!(xml.contains("tests=\"2\" failures=\"0\""), "{xml}");
         assert!(xml.contains("name=\"b/beta\""), "{xml}");
+    }
+
+    #[test]
+    fn a_case_that_could_not_be_judged_is_no_failure() {
+        let paths: Vec<RelPath> = ["a", "b", "c"].map(|name| RelPath::new(name).unwrap()).into();
+        let damaged = [
+            (paths[0].clone(), Fault::Unchecked, "no room".to_owned()),
+            (paths[1].clone(), Fault::Dump, "no dump".to_owned()),
+        ];
+        let cases = Case::of_paths(&paths, &damaged).into_iter().map(|case| case.failure);
+        let found: Vec<_> = cases.map(|f| f.map(|f| (f.kind, f.is_judged))).collect();
+        let unchecked = (Fault::Unchecked.word(), false);
+        assert_eq!(found, [Some(unchecked), Some((Fault::Dump.word(), true)), None]);
     }
 
     #[test]
