@@ -101,6 +101,7 @@ impl Content<'_> {
                 // Without a place it is empty: the manifest was checked for that.
                 if entry.checksum.is_some_and(|checksum| checksum != Digest::of(b"")) {
                     let detail = "is empty, but has another checksum";
+                    outcome.damaged.push((entry.path.clone(), Fault::Content, detail.into()));
                     findings.add(Problem::of_path(Fault::Content, &entry.path, detail));
                 }
                 continue;
@@ -311,10 +312,15 @@ impl<'a> Receive for Judge<'a> {
 
 #[cfg(test)]
 mod tests {
+    use bk_manifest::digest::Digest;
+    use bk_manifest::entry::Entry;
     use bk_manifest::exit::Exit;
+    use bk_manifest::select::Selection;
 
     use crate::level::Level;
+    use crate::report::{ReportFile, ReportFormat};
     use crate::sample::{Sample, VOLUME, at_level, noise, path, volume};
+    use crate::verify::Options;
 
     #[test]
     fn copies_of_a_large_file_are_read_whole() {
@@ -342,11 +348,50 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_file_with_another_checksum_fails_in_every_report() {
+        let (bytes, mut entries) = volume(&[&[("a", b"x")]]);
+        let mut empty = Entry::new(path("empty"));
+        empty.set_content(Digest::of(b"something"), 0);
+        entries.push(empty);
+        let sample = Sample::with_volume(&bytes, entries);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("r.xml");
+        let reports = vec![ReportFile { format: ReportFormat::Junit, file: file.clone() }];
+        // All of it: the volume and the manifest are good.
+        for (patterns, tests) in [(&["empty"][..], 1), (&[], 3)] {
+            let selection = Selection::new(patterns, &[]).unwrap();
+            let reports = reports.clone();
+            let options = Options { selection, reports, ..at_level(Level::Content) };
+            let ran = sample.verify(&sample.parent.stored(), &options);
+            assert_eq!(ran.exit(), Exit::Damaged, "{:?}", ran.said);
+            let xml = std::fs::read_to_string(&file).unwrap();
+            assert!(xml.contains(&format!("tests=\"{tests}\" failures=\"1\"")), "{xml}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_object_whose_files_are_whole_fails_in_every_report() {
+        let (mut bytes, entries) = volume(&[&[("a", b"x")], &[("b", b"y")]]);
+        bytes.extend_from_slice(b"tail");
+        let sample = Sample::with_volume(&bytes, entries);
+        sample.alter(&sample.parent, VOLUME, |bytes| bytes.truncate(bytes.len() - 1));
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("r.xml");
+        let reports = vec![ReportFile { format: ReportFormat::Junit, file: file.clone() }];
+        let selection = Selection::new(&["a"], &[]).unwrap();
+        let options = Options { selection, reports, ..at_level(Level::Content) };
+        let ran = sample.verify(&sample.parent.stored(), &options);
+        assert_eq!(ran.exit(), Exit::Damaged, "{:?}", ran.said);
+        let xml = std::fs::read_to_string(file).unwrap();
+        assert!(xml.contains("tests=\"2\" failures=\"1\""), "{xml}");
+    }
+
+    #[test]
     fn without_a_temporary_folder_nothing_is_proved() {
         let sample = Sample::new();
         let options = at_level(Level::Content);
         let nowhere = std::path::PathBuf::from("/no/such/folder");
-        let ran = sample.verify_child(&crate::verify::Options { temporary: nowhere, ..options });
+        let ran = sample.verify_child(&Options { temporary: nowhere, ..options });
         assert_eq!(ran.exit(), Exit::Failed, "{:?}", ran.result);
         assert!(!ran.is_ended());
     }

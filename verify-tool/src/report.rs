@@ -1,6 +1,6 @@
 //! What was found, for machines: a JSON or `JUnit` file.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -162,6 +162,24 @@ impl Case {
                 failure: failed.get(path).map(|problem| Failed::new(problem)),
             })
             .collect()
+    }
+
+    /// Adds one for each problem that none of them tells of: a report must not look good where the
+    /// verdict is not.
+    pub fn add_untold(cases: &mut Vec<Case>, findings: &Findings) {
+        let told: HashSet<String> = cases
+            .iter()
+            .filter(|case| case.failure.is_some())
+            .map(|case| case.name.clone())
+            .collect();
+        let untold = findings.problems().iter().zip(Case::of_problems(findings)).filter(
+            |(problem, case)| {
+                let is_told_by_file =
+                    || problem.files.first.iter().any(|path| told.contains(&path.to_string()));
+                !told.contains(&case.name) && !is_told_by_file()
+            },
+        );
+        cases.extend(untold.map(|(_, case)| case));
     }
 
     /// One for each problem that was kept.

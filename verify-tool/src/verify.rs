@@ -322,7 +322,8 @@ impl Examined<'_> {
             }
         }
         checked.bytes = bytes;
-        let cases = cases.unwrap_or_else(|| Case::of_objects(&names, findings));
+        let mut cases = cases.unwrap_or_else(|| Case::of_objects(&names, findings));
+        Case::add_untold(&mut cases, findings);
         Ok((checked, cases))
     }
 
