@@ -210,11 +210,16 @@ fn init(args: &InitArgs, console: &Console) -> anyhow::Result<Exit> {
 }
 
 impl SeriesArgs {
+    /// The application that is named; an empty variable names none.
+    fn app(&self) -> Option<&str> {
+        self.app.as_deref().filter(|app| !app.is_empty())
+    }
+
     /// The series that was named; none if no application was.
     fn name(&self) -> anyhow::Result<Option<String>> {
-        match (&self.app, &self.series) {
+        match (self.app(), &self.series) {
             (Some(app), Some(series)) => Ok(Some(format!("{app}/{series}"))),
-            (Some(app), None) => Ok(Some(app.clone())),
+            (Some(app), None) => Ok(Some(app.to_owned())),
             (None, None) => Ok(None),
             (None, Some(_)) => Err(fail(Exit::Usage, "--series needs --app")),
         }
@@ -272,7 +277,7 @@ fn manifest(args: &ManifestArgs, console: &Console) -> anyhow::Result<Exit> {
     };
     let Some(found) = found else {
         if args.or_none && args.id == "latest" && catalog.unreadable.is_empty() {
-            return none(console, args.series.app.as_deref());
+            return none(console, args.series.app());
         }
         let what = if args.id == "latest" { "no backup" } else { "no such backup" };
         let name = store.destination.describe();
@@ -332,6 +337,18 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn an_empty_variable_names_no_application() {
+        let name = |app: Option<&str>, series: Option<&str>| {
+            let args =
+                SeriesArgs { app: app.map(str::to_owned), series: series.map(str::to_owned) };
+            args.name().ok()
+        };
+        assert_eq!(name(Some(""), None), Some(None));
+        assert_eq!(name(Some(""), Some("s")), None);
+        assert_eq!(name(Some("a"), Some("s")), Some(Some("a/s".into())));
     }
 
     #[test]
