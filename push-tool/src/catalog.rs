@@ -58,8 +58,7 @@ impl BackupInfo {
             stored: objects
                 .iter()
                 .filter(|object| object.backup.is_none())
-                .map(|object| object.size)
-                .sum(),
+                .fold(0, |sum, object| sum.saturating_add(object.size)),
             components: trailer.components()?,
             total_checksum: trailer.total_checksum().map(|sum| sum.to_string()).unwrap_or_default(),
         })
@@ -232,5 +231,34 @@ impl Folders {
             bk_manifest::stream::Error::Malformed(format!("'{backup}' is missing from 'chain'"))
         })?;
         Ok(place::object(folder, object)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bk_manifest::digest::Digest;
+    use bk_manifest::json::INTEGER_LIMIT;
+    use bk_manifest::manifest::{Application, Backup, Run};
+    use serde_json::json;
+
+    #[test]
+    fn sizes_that_no_disk_has_stop_no_listing() {
+        let backup = Backup {
+            id: "b".into(),
+            timestamp: "2026-04-28T02:21:50.000Z".into(),
+            ..Backup::default()
+        };
+        let header = Header::new(&Application::default(), Some(&backup), &Run::default());
+        let mut trailer = Trailer::default();
+        let objects = (0..3000).map(|number| {
+            json!({"object": format!("o{number}"), "size": INTEGER_LIMIT, "live": 0,
+                "checksum": Digest::of(b"")})
+        });
+        trailer.set("objects", objects.collect());
+        let manifest =
+            ObjectInfo { name: "b/manifest.json".into(), size: 1, modified: Time::from_unix(0, 0) };
+        let info = BackupInfo::new(manifest, &header, &trailer).unwrap();
+        assert_eq!(info.stored, u64::MAX);
     }
 }

@@ -155,7 +155,7 @@ pub fn stored(
     if due.is_empty() {
         return Ok((0, 0));
     }
-    let total = due.iter().map(|target| target.record.size).sum();
+    let total = due.iter().fold(0u64, |sum, target| sum.saturating_add(target.record.size));
     let bytes = AtomicU64::new(0);
     let problems = Mutex::new(Vec::new());
     progress.begin("reading objects", Some(total));
