@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bk_manifest::command::Cancel;
-use bk_manifest::exit::{Exit, Failure};
+use bk_manifest::exit::{Exit, Failure, classify};
 use bk_manifest::progress::Progress;
 use bk_manifest::shell::{Console, EXIT_CODES_HELP, Verbosity};
 use bk_manifest::time::Time;
@@ -201,20 +201,21 @@ fn run_check(args: &CheckArgs, console: &Console) -> anyhow::Result<Exit> {
             Ok((kind, file))
         })
         .collect::<anyhow::Result<_>>()?;
-    let mut worst: Option<anyhow::Error> = None;
+    let mut faults = Vec::new();
     for (kind, file) in kinds {
         bk_manifest::signal::check()?;
         match check::check_with(kind, file, &server, console) {
             Ok(()) => console.note(&format!("'{}' can be read to its end", file.display())),
-            Err(error) => {
-                // All of them are looked at; the last one is told by the shell.
-                if let Some(earlier) = worst.replace(error) {
-                    console.warn(&format!("{earlier:#}"));
-                }
-            }
+            Err(error) => faults.push(error),
         }
     }
-    worst.map_or(Ok(Exit::Done), Err)
+    // All of them were looked at; the worst is told by the shell, with its code.
+    let worst = (0..faults.len()).max_by_key(|index| classify(&faults[*index]).code());
+    let Some(worst) = worst.map(|index| faults.remove(index)) else { return Ok(Exit::Done) };
+    for other in faults {
+        console.warn(&format!("{other:#}"));
+    }
+    Err(worst)
 }
 
 fn filter_options(

@@ -217,3 +217,16 @@ fn every_command_explains_itself() {
     assert_eq!(bench.run(&["check"], b"").code, 2);
     bench.fails(&["check", "photo.jpg"], b"", 2, "is not that of a dump");
 }
+
+#[test]
+fn of_several_dumps_the_worst_decides() {
+    let bench = Bench::new();
+    write(&bench.path("cut.sql"), b"SELECT 1;\n");
+    for files in [["cut.sql", "gone.sql"], ["gone.sql", "cut.sql"]] {
+        let outcome = bench.run(&["check", files[0], files[1]], b"");
+        assert_eq!(outcome.code, 20, "{files:?}: {}", outcome.stderr);
+        for said in ["error: 'cut.sql': ", "warning: 'gone.sql': "] {
+            assert!(outcome.stderr.contains(said), "{files:?}: {}", outcome.stderr);
+        }
+    }
+}
