@@ -188,6 +188,12 @@ fn review(
     let mut cursor = root.map(Cursor::new);
     each(kind, archive, &mut |member| {
         let path = &member.path;
+        if !is_known(member.kind) {
+            let kind = char::from(member.kind.as_byte()).escape_default();
+            let message =
+                format!("the archive holds '{path}' of a kind that is not known: '{kind}'");
+            return Err(fail(Exit::Damaged, message));
+        }
         let is_folder = member.kind == EntryType::Directory;
         let key = Digest::of(path.as_bytes()).key();
         if names.get(key)?.is_some() {
@@ -224,6 +230,22 @@ fn review(
             None => Ok(()),
         }
     })
+}
+
+/// Whether members of this kind can be unpacked.
+fn is_known(kind: EntryType) -> bool {
+    matches!(
+        kind,
+        EntryType::Regular
+            | EntryType::Continuous
+            | EntryType::GNUSparse
+            | EntryType::Directory
+            | EntryType::Symlink
+            | EntryType::Link
+            | EntryType::Fifo
+            | EntryType::Block
+            | EntryType::Char
+    )
 }
 
 fn check_free(

@@ -195,6 +195,7 @@ fn a_hostile_archive_gets_nowhere() {
         (&[("h", Link, "../x")], "links"),
         (&[("a", Regular, "x"), ("a", Regular, "y")], "twice"),
         (&[(".bk-replaced-x/a", Regular, "x")], "kept for us"),
+        (&[("a", Regular, "x"), ("z", tar::EntryType::new(b'Z'), "")], "of a kind"),
     ] {
         let bench = Bench::new();
         let document = hostile(&bench, members);
