@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::harness::{Sandbox, noise};
+use crate::harness::{Sandbox, assert_same_tree, noise, snapshot};
 
 /// A document of the tree, made before something changes.
 fn walked(sandbox: &Sandbox) -> Vec<u8> {
@@ -40,6 +40,34 @@ fn a_file_that_changed_since_the_walk_is_stored_as_it_is_now() {
     assert_eq!(fs::read(sandbox.path("back/grown")).unwrap(), noise(3, 6 << 20));
     assert_eq!(fs::read(sandbox.path("back/shrunk")).unwrap(), b"small");
     assert_eq!(fs::read(sandbox.path("back/stays")).unwrap(), b"x");
+}
+
+#[test]
+fn files_that_grew_since_the_walk_are_stored_whole_in_bounded_memory() {
+    let sandbox = Sandbox::new();
+    let sizes = [(150, 1 << 20), (30, 9 << 20)];
+    let files = || sizes.iter().flat_map(|(count, size)| (0..*count).map(move |n| (n, *size)));
+    for (number, size) in files() {
+        sandbox.write(&format!("{size}/{number}"), "");
+    }
+    fs::write(sandbox.path("walked.json"), walked(&sandbox)).unwrap();
+    for (number, size) in files() {
+        let path = sandbox.path("src").join(format!("{size}/{number}"));
+        let mut file = fs::OpenOptions::new().append(true).open(path).unwrap();
+        file.set_len(size).unwrap();
+        file.write_all(number.to_string().as_bytes()).unwrap();
+    }
+    let measured = "import resource, subprocess, sys
+code = subprocess.run(sys.argv[2:], stdin=open('walked.json')).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=open(sys.argv[1], 'w'))
+sys.exit(code)";
+    let args = ["-c", measured, "tmp/used", "bk-push", "--to", "dest"];
+    let ended = sandbox.run("python3", &args, b"").ok();
+    assert_eq!(ended.json()["components"][0]["status"], "complete");
+    sandbox.fetch(&ended.stdout, "back");
+    assert_same_tree(&snapshot(&sandbox.path("src")), &snapshot(&sandbox.path("back")));
+    let used: u64 = fs::read_to_string(sandbox.path("tmp/used")).unwrap().trim().parse().unwrap();
+    assert!(used < 100 << 10, "{used} KiB of memory");
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod large;
 mod plain;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context;
 use bk_manifest::beneath::{Cursor, Root};
@@ -29,9 +30,8 @@ use crate::volume::{self, FRAME_BYTES, Frame, SeekTable, VOLUME_BYTES, VOLUME_EN
 
 /// Files of at least this many bytes are streamed instead of held in memory.
 pub const LARGE_BYTES: u64 = 2 << 20;
-/// A small file that grew beyond this while it was read is cut there and reported as changed.
-const SMALL_LIMIT: u64 = 4 * LARGE_BYTES;
-/// Bytes of small files in a wave, for each thread.
+/// Bytes of small files in a wave, for each thread; as many more for what they have grown since they
+/// were listed.
 const WAVE_BYTES: u64 = 4 << 20;
 /// Entries in a wave.
 const WAVE_ITEMS: usize = 4096;
@@ -101,6 +101,8 @@ enum Fate {
     Unread,
     /// Its file was read.
     Read(SmallFile),
+    /// Its file has grown too much to be held in memory: it is streamed in its turn.
+    Grown,
     /// It could not be taken.
     NotTaken(NotTaken),
     /// Its content lies there already.
@@ -253,7 +255,8 @@ impl<'a> Packer<'a> {
         let mut wave = std::mem::take(&mut self.wave);
         self.wave_bytes = 0;
         let sources = self.tools.sources;
-        wave.par_chunks_mut(READ_RUN).for_each(|items| read_items(sources, items));
+        let room = AtomicU64::new(WAVE_BYTES * rayon::current_num_threads() as u64);
+        wave.par_chunks_mut(READ_RUN).for_each(|items| read_items(sources, items, &room));
         let frames = self.tell_apart(&mut wave)?;
         let items = &wave;
         let compressed: Vec<(Frame, Vec<u64>)> = frames
@@ -366,6 +369,7 @@ impl<'a> Packer<'a> {
                 self.leave_out(&entry, &not_taken);
                 return Ok(());
             }
+            Fate::Grown => return self.large(entry),
             Fate::Unread | Fate::Read(_) => anyhow::bail!("'{}' was passed over", entry.path),
             Fate::Known(at) => {
                 self.totals.inherited += size;
@@ -458,8 +462,8 @@ fn locate<'a>(sources: &'a Sources, entry: &Entry) -> anyhow::Result<Located<'a>
     sources.locate(entry).with_context(|| format!("no source of this run holds '{}'", entry.path))
 }
 
-/// Reads the files of neighbouring items.
-fn read_items(sources: &Sources, items: &mut [Item]) {
+/// Reads the files of neighbouring items; `room` is how much more than listed they may be together.
+fn read_items(sources: &Sources, items: &mut [Item], room: &AtomicU64) {
     let mut cursor: Option<(&Root, Cursor<'_>)> = None;
     for item in items {
         if !matches!(item.fate, Fate::Unread) || bk_manifest::signal::caught().is_some() {
@@ -470,8 +474,16 @@ fn read_items(sources: &Sources, items: &mut [Item]) {
             cursor = Some((located.root, Cursor::new(located.root)));
         }
         let Some((_, cursor)) = &mut cursor else { continue };
-        item.fate = match read_small(&located, cursor, &mut item.entry, SMALL_LIMIT) {
-            Ok(file) => Fate::Read(file),
+        let listed = item.entry.size.unwrap_or(0);
+        let may_hold = |size: u64| {
+            let more = size.saturating_sub(listed);
+            let take = |left: u64| left.checked_sub(more);
+            size < LARGE_BYTES
+                && room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+        };
+        item.fate = match read_small(&located, cursor, &mut item.entry, &may_hold) {
+            Ok(Some(file)) => Fate::Read(file),
+            Ok(None) => Fate::Grown,
             Err(why) => Fate::NotTaken(why),
         };
     }

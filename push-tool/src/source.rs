@@ -226,7 +226,8 @@ pub struct SmallFile {
     pub has_changed: bool,
 }
 
-/// Reads a file that fits into memory, again if it changed meanwhile, and updates its entry.
+/// Reads a file that fits into memory, again if it changed meanwhile, and updates its entry; `None`
+/// for one that `may_hold` says to be too large.
 ///
 /// # Errors
 /// [`NotTaken`].
@@ -234,14 +235,17 @@ pub fn read_small(
     located: &Located<'_>,
     cursor: &mut Cursor<'_>,
     entry: &mut Entry,
-    limit: u64,
-) -> Result<SmallFile, NotTaken> {
+    may_hold: &dyn Fn(u64) -> bool,
+) -> Result<Option<SmallFile>, NotTaken> {
     let mut tries = 0;
     loop {
         tries += 1;
         let open = OpenFile::open(located, cursor)?;
+        if !may_hold(open.size()) {
+            return Ok(None);
+        }
         // No further than it reached when it was opened: a log may grow as fast as it is read.
-        let due = open.size().min(limit);
+        let due = open.size();
         let mut bytes = Vec::with_capacity(usize::try_from(due).unwrap_or(0));
         (&open.file).take(due).read_to_end(&mut bytes)?;
         let is_unchanged = open.is_unchanged()? && bytes.len() as u64 == open.size();
@@ -249,7 +253,7 @@ pub fn read_small(
             open.describe(entry);
             let digest = Digest::of(&bytes);
             entry.set_content(digest, bytes.len() as u64);
-            return Ok(SmallFile { bytes, digest, has_changed: !is_unchanged });
+            return Ok(Some(SmallFile { bytes, digest, has_changed: !is_unchanged }));
         }
     }
 }
