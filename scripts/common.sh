@@ -6,7 +6,7 @@ shopt -s inherit_errexit
 export LC_ALL=C
 umask 077
 
-self=${0##*/} work='' beside='' stopped=() state='' before_end=:
+self=${0##*/} work='' beside='' stopped=() lock='' state='' before_end=:
 
 # Ends with 2: nothing was touched. $1: why.
 fail() {
@@ -28,6 +28,21 @@ begin() {
   wait "$!"
   export -- "${settings[@]}"
   work=$(mktemp -d)
+}
+
+# Lets no other backup or restore of this application run on this host until this one and its steps have ended: a
+# backup during a restore would store half of it, and start the services on it.
+hold_lock() {
+  local state key code=0
+  state=${XDG_STATE_HOME:-$(unset HOME && echo ~)/.local/state}/bk/locks # whatever HOME is under cron or sudo
+  key=$(printf '%s\n' "${BACKUP_POSTGRES:-}" "${BACKUP_SQLITE:-}" "${BACKUP_ROOT:-}" "${COMPOSE_FILE:-}" \
+    "${COMPOSE_PROJECT_NAME:-}" | sha256sum)
+  # A user without a home has no lock, as has a file system without any.
+  { mkdir -p -- "${state}" && exec {lock}>>"${state}/${BACKUP_APP:-}-${key:0:16}"; } 2>/dev/null || return 0
+  flock -n "${lock}" || code=$?
+  [[ ${code} == 1 ]] || return 0
+  printf '%s: error: another backup or restore of %s is busy; wait for it\n' "${self}" "${BACKUP_APP}" >&2
+  exit 11
 }
 
 # Makes a folder that is missing, and says so. $1: its mode, $2: its name
@@ -62,6 +77,7 @@ finish() {
   fi
   [[ ${code}:${state} != 2:THE* ]] || code=1 # 2 would say that nothing was touched
   "${before_end}" >&2 || true
+  [[ -z ${lock} ]] || flock -u "${lock}" || true # a process that is about to end may share it
   [[ -z ${work}${beside} ]] || rm -rf -- ${work:+"${work}"} ${beside:+"${beside}"}
   if [[ ${code} != [03] ]]; then
     printf '%s: failed with exit code %s\n' "${self}" "${code}" >&2

@@ -89,6 +89,7 @@ main() {
   [[ ${answer} =~ ^(yes|no|)$ ]] || fail "'${answer}' is neither yes nor no; nothing was touched"
   secrets=${answer:-no}
   id=$(sed -n 's/^backup *\([^ ]*\).*/\1/p' "${work}/show")
+  hold_lock
   put_back
   [[ ${lost} == 0 ]] || { echo "restore.sh: ${id} is restored, without what is listed above" && exit 3; }
   echo "restore.sh: ok ${id} is restored"

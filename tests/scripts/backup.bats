@@ -207,6 +207,26 @@ steps=(bk-manifest-new bk-dump-postgres bk-dump-globals bk-dump-sqlite bk-dump-a
   done
 }
 
+@test "one run at a time: a second one touches nothing, and starts no services" {
+  echo 'BACKUP_STOP_SERVICES=api' >>"${FAKE}/settings"
+  printf '#!/bin/bash\ntouch "${FAKE}/busy"; sleep 2; cat\n' >"${FAKE}/bin/bk-verify"
+  "${backup}" >/dev/null 2>&1 3>&- &
+  until [[ -e ${FAKE}/busy ]]; do sleep 0.05; done
+  : >"${FAKE}/calls"
+  run --separate-stderr -11 "${backup}"
+  [[ ${stderr} == *'another backup or restore of app is busy'* && $(calls) == 'bk-manifest settings' ]]
+  # Another application of that name is elsewhere.
+  sed -i 's|=/srv/app|=/srv/other|' "${FAKE}/settings"
+  run -0 "${backup}"
+  wait "$!"
+  run -0 "${backup}"
+}
+
+@test "a user without a home can back up" {
+  XDG_STATE_HOME=/dev/null run --separate-stderr -0 "${backup}"
+  [[ -z ${stderr} ]]
+}
+
 @test "a stop that fails is undone, and nothing is backed up" {
   echo 'BACKUP_STOP_SERVICES=api' >>"${FAKE}/settings"
   printf '#!/bin/bash\necho "docker $*" >>"${FAKE}/calls"\n[[ $2 != stop ]]\n' >"${FAKE}/bin/docker"

@@ -13,6 +13,7 @@ fake_tools() {
   : >"${FAKE}/calls"
   # Nothing of the machine's own counts.
   unset BK_BIN_DIR "${!BACKUP_@}"
+  export XDG_STATE_HOME=${BATS_TEST_TMPDIR}/state
   PATH=${FAKE}/bin:${PATH}
 }
 

@@ -109,6 +109,16 @@ END
   [[ $(ls -A "${srv}") == files ]]
 }
 
+@test "a backup does not start while a restore runs" {
+  echo "BACKUP_MIGRATE=touch '${FAKE}/busy'; sleep 2" >>"${FAKE}/settings"
+  "${restore}" latest --confirm app --secrets no >/dev/null 2>&1 3>&- &
+  until [[ -e ${FAKE}/busy ]]; do sleep 0.05; done
+  : >"${FAKE}/calls"
+  run -11 "${restore%/*}/backup.sh"
+  run ! grep -E 'docker|bk-push' "${FAKE}/calls"
+  wait "$!"
+}
+
 @test "PostgreSQL goes last, and its 2 half-way is a 1" {
   sed -i 's/sqlite  /postgresql/' "${FAKE}/show"
   echo 'BACKUP_POSTGRES=docker:pg/new' >>"${FAKE}/settings"
