@@ -34,17 +34,6 @@ plan() {
 }
 
 root=.
-half='THE RESTORE STOPPED HALF-WAY. What it replaced was put aside; run it again, or put that back'
-
-# Runs a step that replaces something. Its arguments are the command, a tool of bk: such a one ends with
-# 2, 13, 20 and 21 before it has touched anything.
-replace() {
-  local code=0 before=${state}
-  state=${half}
-  "$@" || code=$?
-  [[ ! ${code} =~ ^(2|13|20|21)$ ]] || state=${before}
-  return "${code}"
-}
 
 # Puts back files, configuration and databases, in this order.
 put_back() {
@@ -65,6 +54,10 @@ put_back() {
     bk-dump restore --dry-run --from "${beside}" "${server[@]}" <"${work}/dumps" >"${work}/checked"
   fi
   stop_services
+  sqlite=$(realpath -m -- "${BACKUP_SQLITE:-.}")
+  if [[ ${kinds} == *sqlite* && -d ${sqlite%/*} ]]; then # now that nothing should have it open any more
+    bk-dump restore --dry-run --from "${beside}" --to "${sqlite}" --replace <"${work}/dumps" >"${work}/checked"
+  fi
   if [[ ${kinds} == *tree* ]]; then
     make_folder 755 "${BACKUP_ROOT}"
     replace bk-push fetch "${place[@]}" --target "${BACKUP_ROOT}" --into "${trees[@]}" <"${work}/manifest" >"${work}/files" || lost=$?

@@ -100,6 +100,7 @@ bk-verify --from /dest --level present
 bk-manifest show $(sed -n 's/^bk-manifest show //p' "${FAKE}/calls")
 bk-push fetch --from /dest --target ${srv}/files.restore-X --path .bk/**
 docker compose stop api worker
+bk-dump restore --dry-run --from ${srv}/files.restore-X --to ${srv}/app.db --replace
 bk-push fetch --from /dest --target ${srv}/files --into --component files
 bk-verify --against ${srv}/files --component files
 bk-dump restore --from ${srv}/files.restore-X --into ${srv}/files.restore-X/config
@@ -165,6 +166,18 @@ END
   run --separate-stderr -2 "${restore}" latest --confirm app --secrets no
   [[ ${stderr} == *'restore.sh: nothing was replaced' ]]
   run ! grep -e '^docker' -e '--into' "${FAKE}/calls"
+}
+
+@test "an SQLite database in use is refused before anything is replaced" {
+  echo 11 >"${FAKE}/codes/bk-dump-restore-dry-run"
+  run --separate-stderr -11 "${restore}" latest --confirm app --secrets yes
+  [[ ${stderr} == *'restore.sh: nothing was replaced' && $(tail -n 1 "${FAKE}/calls") == 'docker compose start api worker' ]]
+  run ! grep -e --into "${FAKE}/calls"
+  # Where it goes there is nothing yet, and nothing to be in use.
+  rm "${FAKE}/codes/bk-dump-restore-dry-run"
+  echo "BACKUP_SQLITE=${srv}/new/app.db" >>"${FAKE}/settings"
+  run -0 "${restore}" latest --confirm app --secrets yes
+  [[ $(grep -c -e --dry-run "${FAKE}/calls") == 1 ]]
 }
 
 @test "several databases or archives of one kind are refused before anything stops" {
