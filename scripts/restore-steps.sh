@@ -73,7 +73,7 @@ put_back() {
     make_folder 700 "${root}"
     state=${half}
     tar -C "${root}" -xvpf "${beside}/config.tar" --no-overwrite-dir --backup=simple \
-      --suffix=".before-$(date -u +%Y%m%dT%H%M%SZ || true)" >"${work}/unpacked"
+      --suffix=".before-$(date -u +%Y%m%dT%H%M%S.%3NZ || true)" >"${work}/unpacked"
   fi
   if [[ ${kinds} == *sqlite* ]]; then
     sqlite=$(realpath -m -- "${BACKUP_SQLITE}") # now that a link to it is back

@@ -72,6 +72,18 @@ count_backups() { find dest -name manifest.json | wc -l; }
   [[ $(stat -c %a app/app.env) == 600 ]]
 }
 
+@test "a second restore at once overwrites nothing that the first put aside" {
+  backup
+  printf 'changed\n' >app/secrets/key
+  mkdir bin # a clock that stands still
+  printf '#!/bin/bash\nexec %q -d 2026-01-01T00:00:00.%s "$@"\n' "$(command -v date)" '$(/bin/date +%N)' >bin/date
+  chmod +x bin/date
+  PATH=${PWD}/bin:${PATH} restore latest --confirm app --secrets yes
+  PATH=${PWD}/bin:${PATH} restore latest --confirm app --secrets yes
+  [[ ${status} == 0 && $(<app/secrets/key) == key ]]
+  [[ $(cat app/secrets/key.before-* | sort | paste -sd,) == changed,key ]]
+}
+
 @test "folders that are there keep their mode" {
   chmod 751 app app/secrets
   backup
