@@ -6,7 +6,7 @@ shopt -s inherit_errexit
 export LC_ALL=C
 umask 077
 
-self=${0##*/} work='' beside='' stopped=() lock='' state='' before_end=:
+self=${0##*/} work='' beside='' stopped=() compose=(docker compose) lock='' state='' before_end=:
 
 # Ends with 2: nothing was touched. $1: why.
 fail() {
@@ -52,13 +52,14 @@ make_folder() {
   printf 'made         %s, with mode %s\n' "$2" "$1"
 }
 
-# Stops BACKUP_STOP_SERVICES, if there are any; `finish` starts them again.
+# Stops BACKUP_STOP_SERVICES, if there are any, by the Compose that bk-dump takes; `finish` starts them again.
 stop_services() {
   local services=()
   read -ra services <<<"${BACKUP_STOP_SERVICES:-}"
   if ((${#services[@]})); then
+    docker compose version >/dev/null 2>&1 || compose=(docker-compose)
     stopped=("${services[@]}") # first: a stop that fails may have stopped some
-    if ! docker compose stop "${stopped[@]}" >"${work}/compose.log" 2>&1; then
+    if ! "${compose[@]}" stop "${stopped[@]}" >"${work}/compose.log" 2>&1; then
       cat -- "${work}/compose.log" >&2
       printf '%s: error: cannot stop %s\n' "${self}" "${stopped[*]}" >&2
       exit 1
@@ -82,7 +83,7 @@ replace() {
 finish() {
   local code=$?
   trap '' HUP INT TERM
-  if ((${#stopped[@]})) && ! docker compose start "${stopped[@]}" >"${work}/compose.log" 2>&1; then
+  if ((${#stopped[@]})) && ! "${compose[@]}" start "${stopped[@]}" >"${work}/compose.log" 2>&1; then
     cat -- "${work}/compose.log" >&2
     printf '%s: error: could not start again: %s\n' "${self}" "${stopped[*]}" >&2
     [[ ${code} != [03] ]] || code=1

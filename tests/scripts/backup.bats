@@ -234,6 +234,15 @@ steps=(bk-manifest-new bk-dump-postgres bk-dump-globals bk-dump-sqlite bk-dump-a
   [[ $(tail -n 2 "${FAKE}/calls" | paste -sd,) == 'docker compose stop api,docker compose start api' ]]
 }
 
+@test "services are stopped by docker-compose where Docker has no plugin" {
+  echo 'BACKUP_STOP_SERVICES=api' >>"${FAKE}/settings"
+  mv "${FAKE}/bin/docker" "${FAKE}/bin/docker-compose"
+  printf '#!/bin/bash\nexit 1\n' >"${FAKE}/bin/docker"
+  chmod +x "${FAKE}/bin/docker"
+  run -0 "${backup}"
+  [[ $(grep docker "${FAKE}/calls" | paste -sd,) == 'docker-compose stop api,docker-compose start api' ]]
+}
+
 @test "services that do not start again are a failure" {
   echo 'BACKUP_STOP_SERVICES=api' >>"${FAKE}/settings"
   printf '#!/bin/bash\n[[ $2 != start ]] || { echo "no such service" >&2 && exit 1; }\n' >"${FAKE}/bin/docker"
