@@ -66,10 +66,15 @@ put_back() {
   fi
   if [[ ${kinds} == *archive* && ${secrets} == yes ]]; then
     bk-dump restore --from "${beside}" --into "${beside}/config" <"${work}/dumps" >"${work}/restored"
-    while IFS= read -r -d '' file; do # whatever name it has there, or here
-      [[ -z ${env} || -n ${given["--force-config"]} || ! ${root}/${file} -ef ${env} ]] || rm -f -- "${beside}/config/${file}"
-    done < <(find "${beside}/config" ! -type d -printf '%P\0' || true)
-    tar -C "${beside}/config" -cf "${beside}/config.tar" .
+    while IFS= read -r -d '' file; do
+      # Whatever name it has there, or here. And a folder that is there is left out: tar would close it to others
+      # until it has finished; but below / links to folders are the host's own, and stay.
+      [[ -z ${env} || -n ${given["--force-config"]} || ! ${root}/${file} -ef ${env} ]] || continue
+      [[ -L ${beside}/config/${file} || ! -d ${beside}/config/${file} || ! -d ${root}/${file} ]] \
+        || [[ -L ${root}/${file} && ${root} != / ]] || continue
+      printf './%s\0' "${file}"
+    done < <(find "${beside}/config" -mindepth 1 -printf '%P\0' || true) >"${work}/members"
+    tar -C "${beside}/config" --no-recursion --null -T "${work}/members" -cf "${beside}/config.tar"
     make_folder 700 "${root}"
     state=${half}
     tar -C "${root}" -xvpf "${beside}/config.tar" --no-overwrite-dir --backup=simple \

@@ -91,6 +91,30 @@ count_backups() { find dest -name manifest.json | wc -l; }
   [[ ${status} == 0 && $(stat -c %a app) == 751 && $(stat -c %a app/secrets) == 751 ]]
 }
 
+@test "folders above what is restored are not touched, not even for a moment" {
+  mkdir -p app/deep/a/b/gone elsewhere
+  printf 'key\n' | tee app/deep/a/b/key app/deep/a/b/gone/key >/dev/null
+  chmod 710 app/deep/a/b/gone
+  sed -i "s|CONFIG_FILES=.*|CONFIG_FILES=${PWD}/app/deep|" app/app.env
+  backup
+  printf 'changed\n' >app/deep/a/b/key
+  rm -r app/deep/a/b/gone
+  local before after
+  before=$(stat -c '%n %a %z' app/deep app/deep/a)
+  sleep 0.01
+  restore latest --confirm app --secrets yes
+  after=$(stat -c '%n %a %z' app/deep app/deep/a)
+  [[ ${status} == 0 && $(cat app/deep/a/b/key app/deep/a/b/gone/key | paste -sd,) == key,key ]]
+  [[ $(stat -c %a app/deep/a/b/gone) == 710 && ${output} == *"put aside "*"${PWD}/app/deep/a/b/key.before-"* ]]
+  diff -u <(echo "${before}") <(echo "${after}")
+  # A link to a folder on the way is the host's own.
+  mv app/deep elsewhere/deep
+  ln -s ../elsewhere/deep app/deep
+  rm elsewhere/deep/a/b/key
+  restore latest --confirm app --secrets yes
+  [[ ${status} == 0 && -L app/deep && $(<elsewhere/deep/a/b/key) == key ]]
+}
+
 @test "an application that is gone altogether comes back on a bare host" {
   backup
   cp -p app/app.env here.env
