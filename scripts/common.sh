@@ -54,17 +54,18 @@ make_folder() {
 
 # Stops BACKUP_STOP_SERVICES, if there are any, by the Compose that bk-dump takes; `finish` starts them again.
 stop_services() {
-  local services=()
+  local service services=() container
   read -ra services <<<"${BACKUP_STOP_SERVICES:-}"
-  if ((${#services[@]})); then
-    docker compose version >/dev/null 2>&1 || compose=(docker-compose)
-    stopped=("${services[@]}") # first: a stop that fails may have stopped some
-    if ! "${compose[@]}" stop "${stopped[@]}" >"${work}/compose.log" 2>&1; then
-      cat -- "${work}/compose.log" >&2
-      printf '%s: error: cannot stop %s\n' "${self}" "${stopped[*]}" >&2
-      exit 1
-    fi
-  fi
+  ((${#services[@]})) || return 0
+  docker compose version >/dev/null 2>&1 || compose=(docker-compose)
+  for service in "${services[@]}"; do # before: a stop that fails may have stopped some
+    # One that has no container, as on a bare host, cannot be started.
+    container=$("${compose[@]}" ps -q "${service}" 2>/dev/null) && [[ -z ${container} ]] || stopped+=("${service}")
+  done
+  ! "${compose[@]}" stop "${services[@]}" >"${work}/compose.log" 2>&1 || return 0
+  cat -- "${work}/compose.log" >&2
+  printf '%s: error: cannot stop %s\n' "${self}" "${services[*]}" >&2
+  exit 1
 }
 
 half='THE RESTORE STOPPED HALF-WAY. What it replaced was put aside; run it again, or put that back'

@@ -229,9 +229,23 @@ steps=(bk-manifest-new bk-dump-postgres bk-dump-globals bk-dump-sqlite bk-dump-a
 
 @test "a stop that fails is undone, and nothing is backed up" {
   echo 'BACKUP_STOP_SERVICES=api' >>"${FAKE}/settings"
-  printf '#!/bin/bash\necho "docker $*" >>"${FAKE}/calls"\n[[ $2 != stop ]]\n' >"${FAKE}/bin/docker"
+  printf '#!/bin/bash\n[[ $2 != ps ]] || exec echo 0123456789ab\necho "docker $*" >>"${FAKE}/calls"\n[[ $2 != stop ]]\n' >"${FAKE}/bin/docker"
   run -1 "${backup}"
   [[ $(tail -n 2 "${FAKE}/calls" | paste -sd,) == 'docker compose stop api,docker compose start api' ]]
+}
+
+@test "a service that has no container is not started" {
+  echo 'BACKUP_STOP_SERVICES=api gone worker' >>"${FAKE}/settings"
+  printf '#!/bin/bash\n[[ $* != *"ps -q gone" ]] || exit 0\nexec "${FAKE}/real-docker" "$@"\n' >"${FAKE}/docker"
+  mv "${FAKE}/bin/docker" "${FAKE}/real-docker"
+  install -m 755 "${FAKE}/docker" "${FAKE}/bin/docker"
+  sed -i 's/^tool=.*/tool=docker/' "${FAKE}/real-docker"
+  run -0 "${backup}"
+  [[ $(grep docker "${FAKE}/calls" | paste -sd,) == 'docker compose stop api gone worker,docker compose start api worker' ]]
+  sed -i 's/^BACKUP_STOP_SERVICES=.*/BACKUP_STOP_SERVICES=gone/' "${FAKE}/settings"
+  : >"${FAKE}/calls"
+  run -0 "${backup}"
+  [[ $(grep docker "${FAKE}/calls") == 'docker compose stop gone' ]]
 }
 
 @test "services are stopped by docker-compose where Docker has no plugin" {
@@ -245,7 +259,7 @@ steps=(bk-manifest-new bk-dump-postgres bk-dump-globals bk-dump-sqlite bk-dump-a
 
 @test "services that do not start again are a failure" {
   echo 'BACKUP_STOP_SERVICES=api' >>"${FAKE}/settings"
-  printf '#!/bin/bash\n[[ $2 != start ]] || { echo "no such service" >&2 && exit 1; }\n' >"${FAKE}/bin/docker"
+  printf '#!/bin/bash\n[[ $2 != ps ]] || exec echo 0123456789ab\n[[ $2 != start ]] || { echo "no such service" >&2 && exit 1; }\n' >"${FAKE}/bin/docker"
   run -1 "${backup}"
   [[ ${output} == *'no such service'*'backup.sh: error: could not start again: api'* ]]
 }
