@@ -228,6 +228,17 @@ fn what_is_no_sound_database_becomes_no_backup() {
 }
 
 #[test]
+fn a_database_that_holds_nothing_is_backed_up_with_a_warning() {
+    let sandbox = Sandbox::new();
+    let path = bank(&sandbox, "delete", 20);
+    fs::write(&path, "").unwrap();
+    let ended = sandbox.pipe(&[NEW, DUMP, PUSH]);
+    assert!(ended[1].stderr.contains("warning: the database '"), "{}", ended[1].stderr);
+    assert!(ended[1].stderr.trim_end().ends_with("holds nothing"), "{}", ended[1].stderr);
+    assert_eq!(ended[1].code, 0);
+}
+
+#[test]
 fn a_lock_is_waited_for_only_so_long() {
     for journal in ["delete", "wal"] {
         let sandbox = Sandbox::new();

@@ -99,9 +99,13 @@ pub fn begin(
     let patience = Patience::new(options.busy_timeout, work.cancel);
     patience.with(&path, || source.execute_batch("BEGIN"))?;
     // BEGIN alone takes nothing: the first read does.
-    patience.with(&path, || {
-        source.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get::<_, i64>(0))
+    let is_empty: bool = patience.with(&path, || {
+        source.query_row("SELECT count(*) = 0 FROM sqlite_master", [], |row| row.get(0))
     })?;
+    if is_empty {
+        // A file that somebody made for SQLite to fill, or of an application that lost its own.
+        work.progress.warn(&format!("the database '{}' holds nothing", path.display()));
+    }
     let user_version =
         source.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(explain)?;
     let query = options.version_query.as_deref();
@@ -342,9 +346,6 @@ fn compress(
 ) -> anyhow::Result<Made> {
     let mut plain = File::open(copy).context("cannot read the copy")?;
     let size = plain.metadata().context("cannot read the copy")?.len();
-    if size == 0 {
-        work.progress.warn(&format!("the database '{}' is empty", path.display()));
-    }
     work.progress.begin(&format!("compressing '{}'", path.display()), Some(size));
     let file = work.staging.create()?;
     let context = || format!("cannot write to '{}'", work.staging.folder().display());
