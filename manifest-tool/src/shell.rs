@@ -184,19 +184,20 @@ struct PipeOut(io::Stdout);
 
 impl Write for PipeOut {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes).map_err(closed)
+        self.0.write(bytes).map_err(unwritten)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.flush().map_err(closed)
+        self.0.flush().map_err(unwritten)
     }
 }
 
-fn closed(error: io::Error) -> io::Error {
-    if error.kind() == io::ErrorKind::BrokenPipe {
-        io::Error::new(io::ErrorKind::BrokenPipe, ClosedPipe)
-    } else {
-        error
+/// Says what could not be written: the file that a shell opened has no name here.
+fn unwritten(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => io::Error::new(io::ErrorKind::BrokenPipe, ClosedPipe),
+        io::ErrorKind::Interrupted => error,
+        kind => io::Error::new(kind, format!("cannot write to standard output: {error}")),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `show`, `ls`, `diff` and `convert`, and what all commands have in common.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
 use std::process::Stdio;
 
@@ -163,4 +163,19 @@ fn help_names_every_command_and_the_codes() {
     }
     let ran = run(&["frobnicate"], b"");
     assert_eq!((ran.code, ran.stdout.len()), (2, 0));
+}
+
+#[test]
+fn a_full_disk_behind_standard_output_is_told_from_others() {
+    let (_folder, manifest) = fixture();
+    let document = std::fs::read(&manifest).unwrap();
+    for args in [&["new", "--app", "app"][..], &["show"], &["ls"], &["convert", "--format", "yaml"]]
+    {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut child =
+            tool(args).stdin(Stdio::piped()).stdout(full).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdin.take().unwrap().write_all(&document));
+        let ended = crate::harness::Ran::from(child.wait_with_output().unwrap());
+        ended.failure(1, "cannot write to standard output: No space left");
+    }
 }
