@@ -31,13 +31,12 @@ begin() {
 }
 
 # Lets no other backup or restore of this application run on this host until this one and its steps have ended: a
-# backup during a restore would store half of it, and start the services on it.
+# backup during a restore would store half of it, and start the services on it. Without a home there is no lock.
 hold_lock() {
   local state key code=0
   state=${XDG_STATE_HOME:-$(unset HOME && echo ~)/.local/state}/bk/locks # whatever HOME is under cron or sudo
   key=$(printf '%s\n' "${BACKUP_POSTGRES:-}" "${BACKUP_SQLITE:-}" "${BACKUP_ROOT:-}" "${COMPOSE_FILE:-}" \
     "${COMPOSE_PROJECT_NAME:-}" | sha256sum)
-  # A user without a home has no lock, as has a file system without any.
   { mkdir -p -- "${state}" && exec {lock}>>"${state}/${BACKUP_APP:-}-${key:0:16}"; } 2>/dev/null || return 0
   flock -n "${lock}" || code=$?
   [[ ${code} == 1 ]] || return 0

@@ -40,9 +40,9 @@ put_back() {
   local server=() database=() sqlite file env=${given["--env-file"]}
   touch -- "${work}/mark"
   if [[ ${kinds} =~ sql|archive ]]; then
-    beside=${BACKUP_ROOT:-${BACKUP_SQLITE:-./bk}} && beside=${beside%/}
-    make_folder 755 "$(dirname -- "${beside:-/}" || true)"
-    beside=$(mktemp -d -- "${beside}.restore-XXXXXX")
+    file=$(realpath -ms -- "${BACKUP_ROOT:-${BACKUP_SQLITE:-./bk}}") # never `beside` itself: that one is removed
+    make_folder 755 "${file%/*}/"
+    beside=$(mktemp -d -- "${file}.restore-XXXXXX")
     bk-push fetch "${place[@]}" --target "${beside}" --path '.bk/**' <"${work}/manifest" >"${work}/dumps"
   fi
   if [[ ${kinds} == *postgresql* ]]; then # before anything is stopped or replaced

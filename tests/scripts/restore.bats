@@ -270,6 +270,25 @@ END
   done
 }
 
+@test "a restore that is stopped before it begins removes nothing" {
+  touch "${srv}/app.db"
+  # A signal comes with its N-th program.
+  local program number
+  mkdir "${FAKE}/kill"
+  for program in date dirname install mktemp realpath touch; do
+    printf '#!/bin/bash\necho >>"${FAKE}/count"\n[[ $(wc -l <"${FAKE}/count") != "${AT}" ]] || kill -TERM "-$(ps -o pgid= "$$" | tr -d " ")"\nexec %q "$@"\n' \
+      "$(command -v "${program}")" >"${FAKE}/kill/${program}"
+    chmod +x "${FAKE}/kill/${program}"
+  done
+  for number in {1..20}; do
+    rm -f "${FAKE}/count"
+    alone env "PATH=${FAKE}/kill:${PATH}" "AT=${number}" "${restore}" latest --confirm app --secrets yes
+    [[ -d ${srv}/files && -e ${srv}/app.db ]]
+    [[ ${status} != 0 || $(wc -l <"${FAKE}/count") -lt ${number} ]]
+  done
+  [[ ${status} == 0 ]]
+}
+
 @test "what came back differs: 20, said loudly" {
   break_call bk-verify --against 20 bk-verify
   run --separate-stderr -20 "${restore}" latest --confirm app --secrets no
