@@ -41,11 +41,11 @@ choose_steps() {
   if [[ -n ${BACKUP_ROOT:-} ]]; then
     IFS=: read -ra list <<<"${BACKUP_EXCLUDE:-}"
     [[ ${BACKUP_INCLUDE_ARCHIVED:-true} == true ]] || list+=(/events/archived)
-    if [[ -n ${BACKUP_SQLITE:-} ]]; then # a database in use is no file to copy: it is dumped
+    if [[ -n ${BACKUP_SQLITE:-} ]]; then # a database in use is dumped, and no file to copy
       item=$(realpath -m --relative-base="${BACKUP_ROOT}" -- "${BACKUP_SQLITE}")
       # shellcheck disable=SC2001 # before bash 5.2 nothing else can repeat what it found
       item=$(sed 's/[][\\*?{}]/\\&/g' <<<"${item}")
-      [[ ${item} == /* ]] || list+=("/${item}" "/${item}-wal" "/${item}-shm" "/${item}-journal")
+      [[ ${item} == /* ]] || list+=("/${item}" "/${item}-wal" "/${item}-shm" "/${item}-journal" "/${item}.before-*")
     fi
     add=(bk-manifest add --root "${BACKUP_ROOT}" "${list[@]/#/--exclude=}")
     [[ -z ${BACKUP_MAX_FILE_SIZE_MB:-} ]] || add+=(--max-file-size "${BACKUP_MAX_FILE_SIZE_MB}M")

@@ -152,6 +152,13 @@ count_backups() { find dest -name manifest.json | wc -l; }
   bk-push manifest latest --from dest --app app >manifest.json
   run -0 bk-manifest ls manifest.json
   [[ $'\n'${output} != *$'\napp.db'* && ${output} == *.bk/database/app.db.zst* ]]
+  # Nor what a restore has put aside.
+  restore latest --confirm app --secrets no
+  [[ ${status} == 0 && -e $(echo app/files/app.db.before-*) ]]
+  backup
+  bk-push manifest latest --from dest --app app >manifest.json
+  run -0 bk-manifest ls manifest.json
+  [[ ${output} != *app.db.before-* ]]
 }
 
 @test "an application comes back on a bare host, with its database below the files" {
