@@ -59,7 +59,7 @@ stop_services() {
   docker compose version >/dev/null 2>&1 || compose=(docker-compose)
   for service in "${services[@]}"; do # before: a stop that fails may have stopped some
     # One that has no container, as on a bare host, cannot be started.
-    container=$("${compose[@]}" ps -q "${service}" 2>/dev/null) && [[ -z ${container} ]] || stopped+=("${service}")
+    container=$("${compose[@]}" ps -aq "${service}" 2>/dev/null) && [[ -z ${container} ]] || stopped+=("${service}")
   done
   ! "${compose[@]}" stop "${services[@]}" >"${work}/compose.log" 2>&1 || return 0
   cat -- "${work}/compose.log" >&2

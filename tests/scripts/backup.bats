@@ -236,7 +236,7 @@ steps=(bk-manifest-new bk-dump-postgres bk-dump-globals bk-dump-sqlite bk-dump-a
 
 @test "a service that has no container is not started" {
   echo 'BACKUP_STOP_SERVICES=api gone worker' >>"${FAKE}/settings"
-  printf '#!/bin/bash\n[[ $* != *"ps -q gone" ]] || exit 0\nexec "${FAKE}/real-docker" "$@"\n' >"${FAKE}/docker"
+  printf '#!/bin/bash\n[[ $* != *"ps -aq gone" ]] || exit 0\nexec "${FAKE}/real-docker" "$@"\n' >"${FAKE}/docker"
   mv "${FAKE}/bin/docker" "${FAKE}/real-docker"
   install -m 755 "${FAKE}/docker" "${FAKE}/bin/docker"
   sed -i 's/^tool=.*/tool=docker/' "${FAKE}/real-docker"

@@ -10,7 +10,7 @@
 set -euo pipefail
 
 [[ $* != 'compose version' ]] || exit 0
-[[ $* != *'ps -q '* ]] || { echo 0123456789ab && exit 0; }
+[[ $* != *'ps -aq '* ]] || { echo 0123456789ab && exit 0; }
 tool=${0##*/}
 step=${tool}
 [[ -z ${1:-} || $1 == -* ]] || step+=-$1
