@@ -77,7 +77,7 @@ main() {
   if [[ ${BACKUP_CONFIG_FILES:-} == /* ]]; then
     root=/
   else
-    root=$(dirname -- "${given["--env-file"]:-./x}")
+    root=$(realpath -ms -- "${given["--env-file"]:-x}/..")
   fi
   plan
   [[ -z ${given["--dry-run"]} ]] || exit 0

@@ -65,6 +65,8 @@ count_backups() { find dest -name manifest.json | wc -l; }
   restore latest --confirm app --secrets yes
   [[ ${status} == 0 && $(<app/secrets/key) == key && $(cat app/secrets/key.before-*) == changed ]]
   [[ $(tail -n 1 app/app.env) == '# changed' ]]
+  [[ ${output} == *" below ${PWD}/app;"* && ${output} == *"put aside    '${PWD}/app/app.db.before-"*"' '${PWD}/app/secrets/key.before-"* ]]
+  [[ ${output} != *" 'app/"* ]]
   rm app/secrets/key.before-*
   sleep 1
   restore latest --confirm app --secrets yes --force-config
