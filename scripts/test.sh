@@ -43,6 +43,8 @@ prepare() {
   need docker docker.io 'runs a database in a container'
   need docker-compose docker-compose 'starts it as an application would'
   install_missing
+  need docker docker-cli 'its client, which since Debian 13 has a package of its own'
+  install_missing
   [[ -e ${server[0]} ]] || "${as_root[@]}" sed -i '/# test.sh$/d' "${settings}"
 }
 

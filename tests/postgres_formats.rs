@@ -60,7 +60,8 @@ fn back_up(sandbox: &Sandbox, flags: &[&str], parent: bool) -> (Vec<u8>, serde_j
     (document, json)
 }
 
-/// The paths below `.bk/database/`, sorted, with '*' for every number; each once.
+/// The paths below `.bk/database/`, sorted, with '*' for every number; each once. Before PostgreSQL 17 the
+/// list of large objects has none.
 fn names(document: &serde_json::Value) -> Vec<String> {
     let mut names: Vec<String> = document["files"]["manifest"]
         .as_array()
@@ -79,6 +80,9 @@ fn names(document: &serde_json::Value) -> Vec<String> {
             name
         })
         .collect();
+    for name in &mut names {
+        *name = name.replace("blobs_*.toc", "blobs.toc");
+    }
     names.sort();
     names.dedup();
     names

@@ -492,9 +492,13 @@ fn the_locale_provider_is_the_recorded_one() {
     let provider = "SELECT datlocprovider FROM pg_database WHERE datname = ";
     let backup = back_up(&sandbox, APP, FORMS[0]);
     // As on a server whose databases have another one by themselves.
-    let server_is_icu = "UPDATE pg_database SET datlocprovider = 'i', daticulocale = 'en-US' \
-                         WHERE datname = 'template0'";
-    server.sql("postgres", server_is_icu);
+    let column = "SELECT attname FROM pg_attribute WHERE attrelid = 'pg_database'::regclass \
+                  AND attname IN ('daticulocale', 'datlocale')";
+    let column = server.sql("postgres", column);
+    let server_is_icu = format!(
+        "UPDATE pg_database SET datlocprovider = 'i', {column} = 'en-US' WHERE datname = 'template0'"
+    );
+    server.sql("postgres", &server_is_icu);
     backup.restore(&sandbox, &["--database", "new"]).ok();
     assert_eq!(server.sql("postgres", &format!("{provider}'new'")), "c");
 }

@@ -71,11 +71,18 @@ pub(super) fn split(
         let is_data = name.strip_suffix(".dat").is_some() && name != CONTENTS;
         let (compression, name) = match compression {
             Compression::Gzip if is_data => (Compression::Gzip, format!("{name}.gz")),
-            _ => (Compression::None, name),
+            _ => (Compression::None, in_folder(&name)),
         };
         copy(&mut member, &folder.join(name), compression, work)?;
     }
     if has_contents { Ok(()) } else { Err(Cut(io::ErrorKind::UnexpectedEof.into()).into()) }
+}
+
+/// The name under which `pg_restore` looks for a file of the tar: since PostgreSQL 17 the lists of large
+/// objects have numbers, and the table of contents calls them otherwise than the tar does.
+fn in_folder(name: &str) -> String {
+    let number = name.strip_prefix("blobs_").and_then(|name| name.strip_suffix(".toc"));
+    number.map_or_else(|| name.to_owned(), |number| format!("{number}.dat"))
 }
 
 fn copy(

@@ -20,6 +20,8 @@ const CHUNK: usize = 256 << 10;
 const HEAD_LIMIT: u64 = 4096;
 /// No compressed file is shorter: the mark at its beginning is as long. In bytes.
 const COMPRESSED_MIN: usize = 4;
+/// How much of a file's end is looked at: more than a line of a list of large objects, in bytes.
+const END: usize = 64;
 
 /// Has `pg_restore` read an archive to its end, as it would to restore it, and hashes it meanwhile.
 ///
@@ -102,13 +104,13 @@ fn refuse_cut_files(folder: &Path) -> anyhow::Result<()> {
             continue;
         }
         let name = found.file_name().to_string_lossy().into_owned();
-        let end = last_bytes(&found.path(), COMPRESSED_MIN).with_context(context)?;
+        let end = last_bytes(&found.path(), END).with_context(context)?;
         let is_whole = match name.split_once('.') {
             Some((_, "toc")) => end.ends_with(b"\n"),
             // Nothing says how long a large object is that is not compressed.
             Some((stem, "dat")) if stem == "toc" || stem.starts_with("blob_") => true,
-            Some((_, "dat")) => end.ends_with(b"\n\n"),
-            Some((_, rest)) if rest.starts_with("dat.") => end.len() == COMPRESSED_MIN,
+            Some((_, "dat")) => end.ends_with(b"\n\n") || is_end_of_list(&end),
+            Some((_, rest)) if rest.starts_with("dat.") => end.len() >= COMPRESSED_MIN,
             _ => true,
         };
         if !is_whole {
@@ -116,6 +118,15 @@ fn refuse_cut_files(folder: &Path) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a file ends as a list of large objects does, which out of a tar has the name of a table's
+/// data.
+fn is_end_of_list(end: &[u8]) -> bool {
+    let line = end.strip_suffix(b"\n").and_then(|end| end.rsplit(|byte| *byte == b'\n').next());
+    // 4711 blob_4711.dat
+    let words = line.and_then(|line| std::str::from_utf8(line).ok()?.split_once(" blob_"));
+    words.is_some_and(|(number, file)| file.strip_suffix(".dat") == Some(number))
 }
 
 /// The last bytes of a file, all of them if it has no more.
@@ -126,4 +137,20 @@ fn last_bytes(path: &Path, count: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(count);
     file.take(count as u64).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_end_of_list;
+
+    #[test]
+    fn the_end_of_a_list_of_large_objects_is_known() {
+        assert!(is_end_of_list(b"4711 blob_4711.dat\n"));
+        assert!(is_end_of_list(b"1 blob_1.dat\n4711 blob_4711.dat\n"));
+        for cut in
+            ["", "\n", "4711 blob_4711.dat", "4711 blob_47\n", "4711 blob_4712.dat\n", "4711\tx\n"]
+        {
+            assert!(!is_end_of_list(cut.as_bytes()), "{cut:?}");
+        }
+    }
 }

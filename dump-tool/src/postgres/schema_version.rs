@@ -1,6 +1,6 @@
 //! The version of the application's schema that a database has.
 
-use bk_manifest::exit::{Exit, fail};
+use bk_manifest::exit::{Exit, classify, fail};
 use bk_manifest::progress::Progress;
 use serde_json::Value;
 
@@ -26,7 +26,10 @@ pub(super) fn ask(
 fn ask_query(session: &mut Session, query: &str) -> anyhow::Result<Option<String>> {
     let refused =
         |why: &str| fail(Exit::Usage, format!("the query of --schema-version-query fails: {why}"));
-    let rows = session.attempt_typed(query)?.map_err(|why| refused(&why))?;
+    let rows = session.typed_rows(query).map_err(|error| match classify(&error) {
+        Exit::Failed => refused(&format!("{error:#}")),
+        _ => error,
+    })?;
     if rows.len() > 1 {
         return Err(refused("it gives several rows, and one is wanted"));
     }

@@ -121,34 +121,31 @@ impl Session {
         parse_rows(&self.query(&as_json(query))?)
     }
 
+    /// As [`Session::rows`], for a query that somebody typed: psql does not look at it, for which a
+    /// quote that nobody closed would have no end.
+    ///
+    /// # Errors
+    /// As [`Session::query`].
+    pub fn typed_rows(&mut self, query: &str) -> anyhow::Result<Vec<Value>> {
+        let query = query.trim_end().trim_end_matches(';');
+        // Columns that have one name would be one in JSON: the first one gets another.
+        let query = format!("{} (bk_first_column)", as_json(query));
+        parse_rows(&self.query(&format!("SELECT {} \\gexec\n", literal(&query)))?)
+    }
+
     /// Runs a query inside the open transaction, which goes on if it fails: then returns what the
     /// server said.
     ///
     /// # Errors
     /// If the session itself is at its end.
     pub fn attempt(&mut self, query: &str) -> anyhow::Result<Result<Vec<Value>, String>> {
-        self.attempt_statement(&as_json(query))
-    }
-
-    /// As [`Session::attempt`], for a query that somebody typed: psql does not look at it, for
-    /// which a quote that nobody closed would have no end.
-    ///
-    /// # Errors
-    /// The same.
-    pub fn attempt_typed(&mut self, query: &str) -> anyhow::Result<Result<Vec<Value>, String>> {
-        let query = query.trim_end().trim_end_matches(';');
-        // Columns that have one name would be one in JSON: the first one gets another.
-        let query = format!("{} (bk_first_column)", as_json(query));
-        self.attempt_statement(&format!("SELECT {} \\gexec\n", literal(&query)))
-    }
-
-    fn attempt_statement(&mut self, statement: &str) -> anyhow::Result<Result<Vec<Value>, String>> {
         // Whether it failed is asked of the server: psql knows it since version 11 only, which has
         // the error's words, too.
         let mut lines = self.query(&format!(
-            "SAVEPOINT bk_attempt;\n\\set ON_ERROR_STOP 0\n{statement};\n\
+            "SAVEPOINT bk_attempt;\n\\set ON_ERROR_STOP 0\n{};\n\
              \\echo '{SAID}' :LAST_ERROR_MESSAGE\nSELECT '{WELL}';\n\\set ON_ERROR_STOP 1\n\
-             ROLLBACK TO SAVEPOINT bk_attempt; RELEASE SAVEPOINT bk_attempt"
+             ROLLBACK TO SAVEPOINT bk_attempt; RELEASE SAVEPOINT bk_attempt",
+            as_json(query)
         ))?;
         let said = lines.iter().position(|line| line.starts_with(SAID));
         let said = lines.split_off(said.context("an unexpected answer from psql")?);
