@@ -518,3 +518,19 @@ fn what_another_restore_left_newborn_is_dropped() {
     backup.restore(&sandbox, &["--database", APP, "--replace", "--drop-old"]).ok();
     assert_eq!(databases(&server), [APP, others[0], others[1]]);
 }
+
+#[test]
+fn a_subscription_does_not_keep_what_was_loaded() {
+    let (server, sandbox) = bench(
+        "CREATE SUBSCRIPTION \"odd \"\"sub\" CONNECTION 'host=/nowhere dbname=x' PUBLICATION p \
+         WITH (connect = false, slot_name = 'slot');
+         CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS
+         $$ BEGIN RAISE 'no changes'; END $$;
+         CREATE MATERIALIZED VIEW one AS SELECT 1;
+         CREATE EVENT TRIGGER refuse ON ddl_command_end EXECUTE FUNCTION refuse();",
+    );
+    let backup = back_up(&sandbox, APP, &["--format", "plain"]);
+    let ended = backup.restore(&sandbox, &["--database", "other"]).expect(1);
+    assert_eq!(lines(&ended.stderr).len(), 1, "{}", ended.stderr);
+    assert_eq!(databases(&server), [APP]);
+}

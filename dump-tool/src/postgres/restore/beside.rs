@@ -126,7 +126,39 @@ pub(super) fn left_over(
 /// Drops a database of ours, also while something still loads it.
 fn drop_database(guard: &mut Guard, name: &str) -> anyhow::Result<()> {
     guard.end_sessions(name, PATIENCE)?;
+    drop_subscriptions(guard, name)?;
     guard.run(&format!("DROP DATABASE IF EXISTS {}", identifier(name)))
+}
+
+/// Drops the subscriptions that a dump has made in it, with which it could not be dropped. Their slots
+/// at the publisher are those of the dumped database, and stay.
+fn drop_subscriptions(guard: &mut Guard, name: &str) -> anyhow::Result<()> {
+    let subscriptions = guard.rows(&format!(
+        "SELECT s.subname::text AS name FROM pg_catalog.pg_subscription s \
+         JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE d.datname = {}",
+        literal(name)
+    ))?;
+    if subscriptions.is_empty() {
+        return Ok(());
+    }
+    let mut session = guard.within_another(name)?;
+    // No event trigger of the dump has a say.
+    session.query(
+        "SELECT set_config('session_replication_role', 'replica', false) \
+         WHERE current_setting('is_superuser') = 'on'",
+    )?;
+    for row in &subscriptions {
+        let Some(subscription) = row.get("name").and_then(Value::as_str).map(identifier) else {
+            continue;
+        };
+        session.query(&format!(
+            "ALTER SUBSCRIPTION {subscription} DISABLE; \
+             ALTER SUBSCRIPTION {subscription} SET (slot_name = NONE); \
+             DROP SUBSCRIPTION {subscription}"
+        ))?;
+    }
+    drop(session);
+    guard.end_sessions(name, PATIENCE)
 }
 
 struct Options<'a> {

@@ -92,6 +92,19 @@ impl Guard {
         &self.server
     }
 
+    /// Opens a session in another database.
+    ///
+    /// # Errors
+    /// Those of connecting.
+    pub(super) fn within_another(&self, database: &str) -> anyhow::Result<Session> {
+        let server = self.server.in_database(database);
+        if self.is_cleanup {
+            Session::open_for_cleanup(&server)
+        } else {
+            Session::open(&server, &Cancel::default())
+        }
+    }
+
     /// Its session; a new one where the last one has ended.
     fn session(&mut self) -> anyhow::Result<&mut Session> {
         let session = match self.session.take() {
