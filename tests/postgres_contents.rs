@@ -492,3 +492,45 @@ fn the_schema_version_is_told_by_the_applications_own_tables() {
     assert_eq!(none, Value::Null);
     assert!(said.contains("Alembic") && said.contains("version_num"), "{said}");
 }
+
+#[test]
+fn nothing_that_the_owner_of_a_database_made_is_run() {
+    let raises = "LANGUAGE plpgsql AS $$ BEGIN RAISE 'run as %', current_user; END $$";
+    let functions = [
+        "split_part(text, text, int) RETURNS text",
+        "strpos(text, text) RETURNS int",
+        "unnest(text[]) RETURNS SETOF text",
+        "current_setting(text) RETURNS text",
+        "row_to_json(record) RETURNS json",
+        "same(oid, regclass) RETURNS bool",
+        "joined(varchar, varchar) RETURNS varchar",
+        "told(hostile) RETURNS json",
+        "hashtext(text) RETURNS int",
+    ];
+    let (server, sandbox) = bench("");
+    server.sql(
+        APP,
+        &format!(
+            "SET SESSION AUTHORIZATION \"{ROLE}\";
+             CREATE SCHEMA hostile;
+             CREATE TYPE hostile AS ENUM ('a');
+             SET search_path = hostile, pg_catalog, public;
+             {}
+             CREATE OPERATOR = (LEFTARG = oid, RIGHTARG = regclass, FUNCTION = same);
+             CREATE OPERATOR || (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = joined);
+             CREATE CAST (hostile AS json) WITH FUNCTION told (hostile);
+             CREATE TABLE knex_migrations (id int, name hostile);
+             INSERT INTO knex_migrations VALUES (1, 'a');
+             CREATE TABLE django_migrations (id int, app varchar, name varchar);
+             INSERT INTO django_migrations VALUES (1, 'app', '0001');
+             CREATE TABLE left_out (id int GENERATED ALWAYS AS IDENTITY);
+             ALTER DATABASE app SET search_path = hostile, public, pg_catalog;",
+            functions.map(|function| format!("CREATE FUNCTION {function} {raises};")).join("\n"),
+        ),
+    );
+    let ended = try_dump(&sandbox, APP, &["--exclude-table", "left_out"]).expect(0);
+    assert_eq!(ended.stderr, "");
+    let document = ended.json();
+    assert_eq!(document["database"]["schema_version"], "app.0001");
+    assert_eq!(table(&document["components"][0], "hostile.left_out")["table"], "left out");
+}

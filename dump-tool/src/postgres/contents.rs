@@ -25,12 +25,13 @@ use bk_manifest::progress::Progress;
 
 pub use self::differences::{Difference, Scope, differences};
 pub use self::excluded::Excluded;
+pub use self::inventory::FIRST_OF_USERS;
 pub use self::name::Name;
 pub use self::record::{
     Contents, Extension, Fingerprints, Kind, LargeObjects, Omitted, Sequence, Table, Until,
 };
 pub use self::tables::files;
-use super::session::{Session, literal};
+use super::session::{self, Session, literal};
 use crate::level::Level;
 
 /// What decides about the text form of a row, and what would hide rows.
@@ -143,6 +144,7 @@ fn pinned<T>(
         "SELECT count(pg_catalog.set_config(name, '1000', true)) FROM pg_catalog.pg_settings \
          WHERE name = 'client_connection_check_interval'",
     )?;
+    session.query(session::TABLES_ONLY)?;
     let done = work(session)?;
     session.query("ROLLBACK TO SAVEPOINT bk_contents")?;
     session.query("RELEASE SAVEPOINT bk_contents")?;

@@ -4,7 +4,8 @@ use bk_manifest::exit::{Exit, classify, fail};
 use bk_manifest::progress::Progress;
 use serde_json::Value;
 
-use super::session::{Session, identifier, literal};
+use super::contents::FIRST_OF_USERS;
+use super::session::{self, Session, identifier, literal};
 use crate::schema_version::{PRESETS, Preset};
 
 /// Asks the user's query; without one the tables of known migration programs. The transaction of
@@ -26,7 +27,8 @@ pub(super) fn ask(
 fn ask_query(session: &mut Session, query: &str) -> anyhow::Result<Option<String>> {
     let refused =
         |why: &str| fail(Exit::Usage, format!("the query of --schema-version-query fails: {why}"));
-    let rows = session.typed_rows(query).map_err(|error| match classify(&error) {
+    let answer = session.in_usual_schemas(|session| session.typed_rows(query));
+    let rows = answer.map_err(|error| match classify(&error) {
         Exit::Failed => refused(&format!("{error:#}")),
         _ => error,
     })?;
@@ -75,29 +77,41 @@ fn ask_presets(session: &mut Session, progress: &dyn Progress) -> anyhow::Result
 }
 
 /// The schemas with a program's table: those of the search path first, then public.
+///
+/// A column of a type that somebody made may turn to text by a function of theirs: such a table is
+/// no program's.
 fn schemas(session: &mut Session, preset: &Preset) -> anyhow::Result<Vec<String>> {
+    let usual: Vec<String> = session.schemas().iter().map(|schema| literal(schema)).collect();
     let rows = session.rows(&format!(
         "SELECT n.nspname AS name FROM pg_catalog.pg_class c \
          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-         LEFT JOIN unnest(pg_catalog.current_schemas(false)) WITH ORDINALITY AS path (name, place) \
+         LEFT JOIN unnest(ARRAY[{}]::text[]) WITH ORDINALITY AS path (name, place) \
              ON path.name = n.nspname \
          WHERE c.relname = {} AND c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' \
+             AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid \
+                 AND a.attnum > 0 AND a.atttypid >= {FIRST_OF_USERS}) \
          ORDER BY path.place NULLS LAST, n.nspname <> 'public', n.nspname",
+        usual.join(", "),
         literal(preset.table)
     ))?;
     let name = |row: &Value| row.get("name").and_then(Value::as_str).map(str::to_owned);
     Ok(rows.iter().filter_map(name).collect())
 }
 
+/// Asks it of the table in that schema. The schema is not searched, for it may hold functions and
+/// operators that fit the query better than the server's own.
 fn ask_preset(
     session: &mut Session,
     preset: &Preset,
     schema: &str,
 ) -> anyhow::Result<Result<Option<String>, String>> {
+    let table = identifier(preset.table);
+    let query = preset
+        .query
+        .replace(&format!("FROM {table} "), &format!("FROM {}.{table} ", identifier(schema)));
     session.query("SAVEPOINT bk_schema_version")?;
-    let path = literal(&identifier(schema));
-    session.query(&format!("SELECT pg_catalog.set_config('search_path', {path}, true)"))?;
-    let answer = session.attempt(preset.query)?;
+    session.query(session::TABLES_ONLY)?;
+    let answer = session.attempt(&query)?;
     session
         .query("ROLLBACK TO SAVEPOINT bk_schema_version; RELEASE SAVEPOINT bk_schema_version")?;
     let version = |row: &Value| {

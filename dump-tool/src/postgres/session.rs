@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, PipeReader, Write};
 
 use anyhow::Context;
 use bk_manifest::command::{Cancel, Running};
+use bk_manifest::exit::{Failure, classify};
 use serde_json::Value;
 
 use super::connection::{self, Server};
@@ -14,15 +15,26 @@ const MARK: &str = "-- bk: end of answer";
 const SAID: &str = "-- bk: the last error was:";
 /// What the server answers while the transaction is not aborted.
 const WELL: &str = "-- bk: all is well";
+/// The schemas that unqualified names are looked for in, asked so that none of them has a say.
+const USUAL_SCHEMAS: &str = "SELECT pg_catalog.array_to_json(pg_catalog.current_schemas(false))";
+/// Until the transaction or a savepoint is rolled back: a table that was listed, and is a view of its
+/// owner's by the time it is read, is an error (CVE-2024-7348). Older servers do not have that.
+pub const TABLES_ONLY: &str = "SELECT count(set_config(name, 'view, foreign-table', true)) \
+    FROM pg_catalog.pg_settings WHERE name = 'restrict_nonsystem_relation_kind'";
+/// What the server says of text that it keeps in an encoding it does not know, and cannot send.
+const NOT_UTF8: &str = "invalid byte sequence for encoding \"UTF8\"";
 
 /// An open session. Dropped, it ends, and the server rolls back what it had begun.
 pub struct Session {
     running: Option<Running>,
     answers: BufReader<PipeReader>,
+    /// The schemas that names were looked for in before we changed that.
+    schemas: Vec<String>,
 }
 
 impl Session {
-    /// Connects, with every timeout of the server switched off.
+    /// Connects, with every timeout of the server switched off, and with no schema to look for names in
+    /// but the server's own.
     ///
     /// # Errors
     /// [`bk_manifest::exit::Exit::Denied`], [`bk_manifest::exit::Exit::NotFound`], or what psql
@@ -50,10 +62,16 @@ impl Session {
     fn begin(command: bk_manifest::command::Command) -> anyhow::Result<Self> {
         let mut session = Session::start(command)?;
         session.query("SET client_encoding = 'UTF8'")?;
+        // Who owns the database may have it look into a schema of theirs first, and have functions
+        // there named as the server's are: they would run with our rights (CVE-2018-1058).
+        let schemas = session.value(USUAL_SCHEMAS)?;
+        session.schemas =
+            serde_json::from_str(&schemas).context("an unexpected list of schemas")?;
+        session.look_in("")?;
         // A server that ends long statements or idle transactions would end ours; which of these
         // settings there are depends on its version.
         session.query(
-            "SELECT count(set_config(name, '0', false)) FROM pg_catalog.pg_settings WHERE name IN \
+            "SELECT count(set_config(name, '0', false)) FROM pg_settings WHERE name IN \
              ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', \
              'transaction_timeout', 'idle_session_timeout')",
         )?;
@@ -65,7 +83,36 @@ impl Session {
             .args(["-X", "-A", "-t", "-q", "--no-password", "--set=ON_ERROR_STOP=1"])
             .start()?;
         let answers = running.stdout.take().context("psql has no output")?;
-        Ok(Session { running: Some(running), answers: BufReader::new(answers) })
+        let answers = BufReader::new(answers);
+        Ok(Session { running: Some(running), answers, schemas: Vec::new() })
+    }
+
+    fn look_in(&mut self, path: &str) -> anyhow::Result<()> {
+        let path = literal(path);
+        self.query(&format!("SELECT pg_catalog.set_config('search_path', {path}, false)"))?;
+        Ok(())
+    }
+
+    /// The schemas that the database or the role has unqualified names looked for in.
+    pub fn schemas(&self) -> &[String] {
+        &self.schemas
+    }
+
+    /// Does something while names are also looked for where the database or the role has them looked
+    /// for, the server's own being found first.
+    ///
+    /// # Errors
+    /// As [`Session::query`], and those of what is done.
+    pub fn in_usual_schemas<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let mut path = vec!["pg_catalog".to_owned()];
+        path.extend(self.schemas.iter().map(|schema| identifier(schema)));
+        self.look_in(&path.join(", "))?;
+        let done = work(self)?;
+        self.look_in("")?;
+        Ok(done)
     }
 
     /// Runs a statement and returns the lines of its answer.
@@ -98,7 +145,7 @@ impl Session {
 
     fn failed(&mut self) -> anyhow::Error {
         match self.running.take().map(Running::wait) {
-            Some(Ok(finished)) => connection::failure(&finished),
+            Some(Ok(finished)) => explained(connection::failure(&finished)),
             Some(Err(error)) => error,
             None => anyhow::anyhow!("the session with the server has ended"),
         }
@@ -155,6 +202,17 @@ impl Session {
         let words = said.join(" ");
         Ok(Err(words.trim_start_matches(SAID).trim().to_owned()))
     }
+}
+
+/// The error for what the server cannot send, with what that is.
+fn explained(error: anyhow::Error) -> anyhow::Error {
+    let text = format!("{error:#}");
+    if !text.contains(NOT_UTF8) {
+        return error;
+    }
+    Failure::new(classify(&error), format!("{text}: a name, comment or setting is not UTF-8"))
+        .hint("a database with the encoding SQL_ASCII takes any bytes: rename what holds others")
+        .into()
 }
 
 fn as_json(query: &str) -> String {

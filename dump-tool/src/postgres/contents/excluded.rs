@@ -18,8 +18,7 @@ pub struct Excluded {
 }
 
 impl Excluded {
-    /// Resolves `--exclude-table` and `--exclude-table-data` as `pg_dump` does, in a session with
-    /// the settings that it would have.
+    /// Resolves `--exclude-table` and `--exclude-table-data` as `pg_dump` does.
     ///
     /// # Errors
     /// What the server said, of a malformed pattern for instance.
@@ -40,15 +39,13 @@ fn matching(session: &mut Session, patterns: &[String]) -> anyhow::Result<BTreeS
     if conditions.is_empty() {
         return Ok(BTreeSet::new());
     }
-    numbers(
-        session,
-        &format!(
-            "SELECT c.oid::int8 AS oid FROM pg_catalog.pg_class c \
-             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-             WHERE c.relkind IN ('r', 'p', 'm', 'f', 'v', 'S') AND ({})",
-            conditions.join(" OR ")
-        ),
-    )
+    let query = format!(
+        "SELECT c.oid::int8 AS oid FROM pg_catalog.pg_class c \
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE c.relkind IN ('r', 'p', 'm', 'f', 'v', 'S') AND ({})",
+        conditions.join(" OR ")
+    );
+    session.in_usual_schemas(|session| numbers(session, &query))
 }
 
 /// A sequence that is part of a column goes with its table.

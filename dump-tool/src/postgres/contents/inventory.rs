@@ -8,7 +8,7 @@ use super::record::Contents;
 use crate::postgres::session::Session;
 
 /// Numbers of objects that no user made are smaller.
-const FIRST_OF_USERS: u32 = 16_384;
+pub const FIRST_OF_USERS: u32 = 16_384;
 /// The schemas of the user's.
 const OWN: &str = "SELECT oid FROM pg_catalog.pg_namespace \
     WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'";
