@@ -494,6 +494,25 @@ fn the_schema_version_is_told_by_the_applications_own_tables() {
 }
 
 #[test]
+fn rows_that_a_standby_does_not_have_make_the_backup_partial() {
+    let (server, mut sandbox) = bench(
+        "CREATE TABLE kept AS SELECT generate_series(1, 10) AS n;
+         CREATE UNLOGGED TABLE absent (n int); INSERT INTO absent VALUES (1)",
+    );
+    let primary = record(&sandbox, APP, &[]);
+    let standby = server.standby();
+    standby.known_to(&mut sandbox);
+    let ended = try_dump(&sandbox, APP, &["--format", "directory"]).expect(3);
+    assert!(ended.stderr.contains("the rows of public.absent: it is unlogged"), "{}", ended.stderr);
+    let recorded = &ended.json()["components"][0];
+    assert_eq!(recorded["status"], "partial");
+    assert_eq!(table(recorded, "public.absent")["data"], "left out");
+    assert_eq!(table(recorded, "public.kept"), table(&primary, "public.kept"));
+    let wanted = try_dump(&sandbox, APP, &["--exclude-table-data", "absent"]).expect(0);
+    assert_eq!(wanted.stderr, "");
+}
+
+#[test]
 fn nothing_that_the_owner_of_a_database_made_is_run() {
     let raises = "LANGUAGE plpgsql AS $$ BEGIN RAISE 'run as %', current_user; END $$";
     let functions = [

@@ -55,7 +55,7 @@ impl Server {
         let args = ["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8"];
         let mut initdb = server_command(&bin.join("initdb"), folder.path(), user);
         run(initdb.args(args).arg("--locale=C.UTF-8").arg("-D").arg(&data), b"").expect(0);
-        let rules = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
+        let rules = "local all all trust\nlocal replication all trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
         fs::write(data.join("pg_hba.conf"), rules).unwrap();
         let (process, port) = launch(&bin, folder.path(), user, small);
         let server = Server { folder, bin, port, process };
@@ -66,6 +66,24 @@ impl Server {
         );
         server.sql("postgres", &format!("CREATE DATABASE {APP} OWNER \"{ROLE}\""));
         server
+    }
+
+    /// Starts a standby of it, and waits until that has all there is now.
+    pub fn standby(&self) -> Self {
+        let folder = tempfile::Builder::new().prefix("bk-pg-").tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        let user = unprivileged();
+        if let Some((uid, gid)) = user {
+            chown(folder.path(), Some(uid), Some(gid)).unwrap();
+        }
+        let mut copy = server_command(&self.bin.join("pg_basebackup"), folder.path(), user);
+        copy.envs(self.variables()).args(["-R", "--checkpoint=fast", "--no-sync", "-D"]);
+        run(copy.arg(folder.path().join("data")), b"").expect(0);
+        let (process, port) = launch(&self.bin, folder.path(), user, None);
+        let standby = Server { folder, bin: self.bin.clone(), port, process };
+        let end = self.sql("postgres", "SELECT pg_current_wal_lsn()");
+        standby.wait_for(&format!("SELECT pg_last_wal_replay_lsn() >= '{end}'"), "t");
+        standby
     }
 
     /// The folder of its socket.

@@ -65,6 +65,9 @@ pub struct Table {
     /// Why rows or fingerprint are missing, where they should be here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unread: Option<String>,
+    /// Whether the server does not have its rows, though the user's database has them.
+    #[serde(skip)]
+    pub(super) is_absent: bool,
     /// Its number on the server.
     #[serde(skip)]
     pub(super) oid: u32,
@@ -176,7 +179,8 @@ pub struct Extension {
 impl Contents {
     /// What should have been read and was not, with the reason.
     pub fn unread(&self) -> impl Iterator<Item = (String, &str)> {
-        let tables = self.tables.iter().filter(|table| table.is_judged()).filter_map(|table| {
+        let tables = self.tables.iter().filter(|table| table.is_judged() || table.is_absent);
+        let tables = tables.filter_map(|table| {
             Some((format!("the rows of {}", table.name), table.unread.as_deref()?))
         });
         let objects = self

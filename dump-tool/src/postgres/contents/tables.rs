@@ -25,6 +25,7 @@ const LIST: &str = "\
         coalesce(pg_catalog.pg_relation_filenode(c.oid), 0)::int8 AS filenode_now, \
         greatest(c.relpages, 0)::int8 * current_setting('block_size')::int8 AS size, \
         c.relkind <> 'm' OR c.relispopulated AS is_populated, \
+        c.relpersistence = 'u' AND pg_catalog.pg_is_in_recovery() AS is_absent, \
         EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_class'::regclass \
             AND d.objid = c.oid AND d.deptype = 'e') AS is_of_extension, \
         ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid \
@@ -32,6 +33,10 @@ const LIST: &str = "\
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
     WHERE c.relkind IN ('r', 'm', 'f') AND c.relpersistence <> 't' \
         AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
+
+/// Why the rows of an unlogged table are missing; `pg_dump` leaves them out without a word.
+const ABSENT: &str = "it is unlogged and the server a standby, which has no rows of it: they are not \
+    in the dump (--exclude-table-data, if that is meant)";
 
 /// A row of [`LIST`].
 #[derive(Deserialize)]
@@ -44,6 +49,7 @@ struct Row {
     filenode_now: u32,
     size: u64,
     is_populated: bool,
+    is_absent: bool,
     is_of_extension: bool,
     columns: Vec<String>,
 }
@@ -67,13 +73,17 @@ pub(super) fn take(
     let mut tables = Vec::with_capacity(rows.len());
     for row in rows {
         cancel.check()?;
-        let is_read = row.is_populated && !excluded.data.contains(&row.oid);
+        let is_excluded = excluded.data.contains(&row.oid);
+        let is_absent = row.is_absent && !is_excluded;
+        let is_read = row.is_populated && !is_excluded && !is_absent;
         let level = if is_read { level } else { Level::None };
         let mut table = Table {
             name: Name { schema: row.schema, name: row.name },
             kind: kind(&row.kind, row.is_of_extension),
-            data: Omitted::when(excluded.data.contains(&row.oid)),
+            data: Omitted::when(is_excluded || is_absent),
             table: Omitted::when(excluded.relations.contains(&row.oid)),
+            unread: is_absent.then(|| ABSENT.to_owned()),
+            is_absent,
             oid: row.oid,
             filenode: row.filenode,
             ..Table::default()
@@ -152,14 +162,14 @@ pub fn files(session: &mut Session) -> anyhow::Result<BTreeMap<u32, u32>> {
 ///
 /// They were emptied by TRUNCATE, which no snapshot sees, or written anew, by VACUUM FULL for
 /// instance: what was read and what was dumped need not be the same. Returns whether that had
-/// happened to any when the dump had ended, as `files` tells.
+/// happened to any when the dump had ended, as `files` tells, or whether rows were absent.
 pub(super) fn look_again(
     session: &mut Session,
     tables: &mut [Table],
     files: &BTreeMap<u32, u32>,
 ) -> anyhow::Result<bool> {
     let now = self::files(session)?;
-    let mut has_any = false;
+    let mut has_any = tables.iter().any(|table| table.is_absent);
     for table in tables.iter_mut().filter(|table| table.is_judged()) {
         let is_another =
             |files: &BTreeMap<u32, u32>| files.get(&table.oid) != Some(&table.filenode);
