@@ -534,3 +534,33 @@ fn a_subscription_does_not_keep_what_was_loaded() {
     assert_eq!(lines(&ended.stderr).len(), 1, "{}", ended.stderr);
     assert_eq!(databases(&server), [APP]);
 }
+
+#[test]
+fn a_function_that_needs_the_search_path_is_told_before_and_after() {
+    let (server, sandbox) = bench(
+        "CREATE FUNCTION two() RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT 2';
+         CREATE TABLE t (n int); INSERT INTO t VALUES (1);
+         CREATE FUNCTION doubled(n int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT n * two()';
+         CREATE INDEX ON t (doubled(n))",
+    );
+    let mut steps = sandbox.pipe(&[NEW, &["bk-dump", "postgres", "--database", APP], PUSH]);
+    let (document, said) = (steps.pop().unwrap().expect(0).stdout, &steps[1].stderr);
+    assert!(said.contains("a restore will fail at it"), "{said}");
+    sandbox.fetch(&document, "back");
+    let backup = Backup { document, target: "back".to_owned() };
+    let ended = backup.restore(&sandbox, &["--database", "other"]).expect(1);
+    assert!(ended.stderr.contains("this dump by hand: pg_restore"), "{}", ended.stderr);
+    assert_eq!(databases(&server), [APP]);
+}
+
+#[test]
+fn a_database_that_is_only_read_is_told_the_way() {
+    let (server, mut sandbox) = bench("CREATE TABLE t (n int)");
+    let backup = back_up(&sandbox, APP, &[]);
+    server.sql("postgres", "ALTER DATABASE app SET default_transaction_read_only = on");
+    let args = ["--database", APP, "--in-place", "--replace"];
+    let ended = backup.restore(&sandbox, &args).expect(1);
+    assert!(ended.stderr.contains("PGOPTIONS"), "{}", ended.stderr);
+    sandbox.set("PGOPTIONS", "-c default_transaction_read_only=off");
+    backup.restore(&sandbox, &args).expect(0);
+}

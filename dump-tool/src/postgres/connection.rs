@@ -204,6 +204,11 @@ pub fn failure(finished: &Finished) -> anyhow::Error {
         failure(Exit::Denied)
     } else if is_fatal && text.contains("database \"") && text.contains("does not exist") {
         failure(Exit::NotFound)
+    } else if has(&["in a read-only transaction", "during recovery"]) {
+        failure(Exit::Failed).hint(
+            "the server is a standby, or the database or role is set to only read: \
+             PGOPTIONS='-c default_transaction_read_only=off' overrides that",
+        )
     } else if has(&["No such container", "no such service", "No such service"]) {
         failure(Exit::NotFound).hint("see what runs: docker ps, docker compose ps")
     } else if has(&["is not running", "No container found"]) {

@@ -67,7 +67,8 @@ pub(super) fn dump(
     drop(session);
     let staged = output.commit(written)?;
     for (what, why) in contents.unread() {
-        work.progress.warn(&format!("a restore cannot be compared with {what}: {why}"));
+        work.progress
+            .warn(&format!("a restore of '{database}' cannot be compared with {what}: {why}"));
     }
     let size = staged.iter().map(|staged| staged.size).sum();
     work.progress.begin("checking the dump", Some(size));

@@ -38,6 +38,10 @@ const LIST: &str = "\
 const ABSENT: &str = "it is unlogged and the server a standby, which has no rows of it: they are not \
     in the dump (--exclude-table-data, if that is meant)";
 
+/// Follows the server's words where something is not found without a search path.
+const FINDS_NO_NAME: &str = ". A function in an index of it finds names by search_path only, which is \
+    empty while a dump is loaded: a restore will fail at it. Index one that has SET search_path";
+
 /// A row of [`LIST`].
 #[derive(Deserialize)]
 struct Row {
@@ -145,7 +149,13 @@ fn read(
         Ok(rows) => {
             table.rows = rows.first().and_then(|row| row.get("count")).and_then(Value::as_u64);
         }
-        Err(why) => table.unread = Some(why),
+        Err(why) => {
+            // The search path is the one that a restore has, too.
+            let is_gone = why.contains(&table.name.to_string());
+            let is_unnamed = why.contains("does not exist") && !is_gone;
+            let end = if is_unnamed { FINDS_NO_NAME } else { "" };
+            table.unread = Some(format!("{why}{end}"));
+        }
     }
     Ok(())
 }

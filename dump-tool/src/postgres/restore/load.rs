@@ -288,7 +288,19 @@ fn explained(finished: &Finished) -> anyhow::Error {
     } else if has("backslash commands are restricted") || has("\\unrestrict") {
         "the dump holds a command for psql, which bk-dump does not let it run"
     } else if has("because other objects depend on it") {
-        "these objects are not in the dump: drop them yourself, or restore without --in-place"
+        "what depends on it is not restored with it: choose that, too, drop it yourself, or restore \
+         into a database of its own (--database NAME)"
+    } else if has("CONTEXT:") && has(" function ") && has("does not exist") {
+        return Failure::new(classify(&error), error.to_string())
+            .hint(
+                "a function finds names by search_path only, which is empty while a dump is loaded: \
+                 SET search_path belongs to it, before the database is dumped",
+            )
+            .hint(
+                "this dump by hand: pg_restore -f - DUMP | \
+                 sed \"s/'search_path', ''/'search_path', 'public'/\" | psql -d NEW",
+            )
+            .into();
     } else {
         return error;
     };
