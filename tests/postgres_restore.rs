@@ -564,3 +564,19 @@ fn a_database_that_is_only_read_is_told_the_way() {
     sandbox.set("PGOPTIONS", "-c default_transaction_read_only=off");
     backup.restore(&sandbox, &args).expect(0);
 }
+
+#[test]
+fn a_session_that_waits_for_the_others_outlasts_the_load() {
+    let (server, sandbox) = bench(
+        "CREATE FUNCTION slow() RETURNS int LANGUAGE plpgsql AS
+         $$ BEGIN PERFORM pg_sleep(1); RETURN 1; END $$;
+         CREATE MATERIALIZED VIEW at_once AS SELECT 1;
+         CREATE MATERIALIZED VIEW in_a_while AS SELECT public.slow();
+         CREATE MATERIALIZED VIEW thereafter AS SELECT * FROM in_a_while",
+    );
+    let backup = back_up(&sandbox, APP, &["--format", "directory"]);
+    server.sql("postgres", "ALTER ROLE postgres SET idle_session_timeout = '300ms'");
+    let ended = backup.restore(&sandbox, &["--database", "other", "--jobs", "2"]).expect(0);
+    assert_eq!(ended.stderr, "");
+    assert!(!attributes(&server, "other").contains("timeout"), "{}", attributes(&server, "other"));
+}

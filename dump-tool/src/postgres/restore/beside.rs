@@ -21,6 +21,11 @@ const PROVIDERS: u32 = 150_000;
 /// How long the sessions of a dead restore may take to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What ends a session of our role that waits while others load, or loads for long; `pg_restore`
+/// does not know it, or not in each version.
+const TIMEOUTS: &str = "SELECT name FROM pg_catalog.pg_settings \
+    WHERE name IN ('idle_session_timeout', 'transaction_timeout') AND reset_val <> '0'";
+
 /// The database that is loaded, and that nobody else knows of.
 pub(super) struct Beside {
     /// Its name.
@@ -58,7 +63,23 @@ impl Beside {
              ALTER DATABASE {quoted} CONNECTION LIMIT -1; COMMIT",
             literal(&mark)
         ))?;
+        let timeouts = guard.rows(TIMEOUTS)?;
+        for timeout in timeouts.iter().filter_map(|row| row.get("name").and_then(Value::as_str)) {
+            guard.run(&format!(
+                "ALTER ROLE CURRENT_USER IN DATABASE {quoted} SET {} TO 0",
+                identifier(timeout)
+            ))?;
+        }
         Ok((Beside { name }, exit))
+    }
+
+    /// Takes back what it was given for being loaded.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub(super) fn settle(&self, guard: &mut Guard) -> anyhow::Result<()> {
+        let name = identifier(&self.name);
+        guard.run(&format!("ALTER ROLE CURRENT_USER IN DATABASE {name} RESET ALL"))
     }
 
     /// Drops it, and ends what still loads it.

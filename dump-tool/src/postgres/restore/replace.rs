@@ -142,6 +142,7 @@ impl Replacement {
         progress: &dyn Progress,
     ) -> anyhow::Result<Exit> {
         self.guard.refresh()?;
+        beside.settle(&mut self.guard)?;
         let (attributes, found) = match &self.old {
             Some(old) if !old.objects.is_empty() => (old.attributes.clone(), Exit::Done),
             Some(empty) => self.recorded_over(&empty.attributes.clone(), job, progress)?,
