@@ -580,3 +580,34 @@ fn a_session_that_waits_for_the_others_outlasts_the_load() {
     assert_eq!(ended.stderr, "");
     assert!(!attributes(&server, "other").contains("timeout"), "{}", attributes(&server, "other"));
 }
+
+#[test]
+fn a_server_that_lacks_tablespaces_is_told_before_anything_is_touched() {
+    let (server, sandbox) = bench("");
+    let make = |name: &str, server: &Server| {
+        let folder = server.socket().join(name);
+        let mut mkdir = server.as_its_user("/bin/mkdir".as_ref());
+        assert!(mkdir.arg(&folder).status().unwrap().success());
+        let statement = format!("CREATE TABLESPACE \"{name}\" LOCATION '{}'", folder.display());
+        server.sql("postgres", &statement);
+    };
+    make("fast disk", &server);
+    make("unused", &server);
+    server.sql(
+        APP,
+        "CREATE TABLE t (n int); INSERT INTO t VALUES (1); CREATE TABLE u (n int);
+         CREATE INDEX ON t (n) TABLESPACE \"fast disk\"",
+    );
+    let backup = back_up(&sandbox, APP, &[]);
+    server.sql("postgres", "ALTER TABLESPACE \"fast disk\" RENAME TO away");
+    let args = ["--database", "new"];
+    for args in [&args[..], &["--database", "new", "--dry-run"]] {
+        let ended = backup.restore(&sandbox, args).expect(2);
+        assert!(ended.stderr.contains("lacks tablespaces: fast disk\n"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("CREATE TABLESPACE \"fast disk\""), "{}", ended.stderr);
+    }
+    assert_eq!(databases(&server), [APP]);
+    backup.restore(&sandbox, &["--database", APP, "--table", "u", "--replace"]).ok();
+    server.sql("postgres", "ALTER TABLESPACE away RENAME TO \"fast disk\"");
+    backup.restore(&sandbox, &args).ok();
+}

@@ -25,6 +25,8 @@ pub struct Contents {
     pub extensions: Vec<Extension>,
     /// The roles that a restore with owners and rights needs, sorted.
     pub roles: Vec<String>,
+    /// The tablespaces that tables or indexes were put into by name, sorted.
+    pub tablespaces: Vec<String>,
     /// Schemas of the user's, sorted.
     pub schemas: Vec<String>,
     /// Number of objects by kind; none where only a part of them was dumped.
@@ -199,6 +201,7 @@ impl Contents {
             ("large_objects", json!(self.large_objects)),
             ("extensions", json!(self.extensions)),
             ("roles", json!(self.roles)),
+            ("tablespaces", json!(Some(&self.tablespaces).filter(|names| !names.is_empty()))),
             ("schemas", json!(self.schemas)),
             ("object_counts", json!(self.object_counts)),
         ];
@@ -225,6 +228,7 @@ impl Contents {
                 large_objects: member(facts, "large_objects")?,
                 extensions: member(facts, "extensions")?.unwrap_or_default(),
                 roles: member(facts, "roles")?.unwrap_or_default(),
+                tablespaces: member(facts, "tablespaces")?.unwrap_or_default(),
                 schemas: member(facts, "schemas")?.unwrap_or_default(),
                 object_counts: member(facts, "object_counts")?,
             })
@@ -314,6 +318,7 @@ mod tests {
                 version: "1.6".into(),
             }],
             roles: vec!["app owner".into()],
+            tablespaces: vec!["fast disk".into()],
             schemas: vec!["public".into()],
             object_counts: Some([("tables".to_owned(), 2)].into()),
         }

@@ -5,7 +5,7 @@ use bk_manifest::progress::Progress;
 use serde_json::{Map, Value};
 
 use super::guard::Guard;
-use super::{Job, Options, load};
+use super::{Job, Options, Way, load};
 use crate::postgres::connection::Server;
 use crate::postgres::contents::Contents;
 use crate::postgres::session::{identifier, literal};
@@ -30,7 +30,7 @@ pub(super) fn check_client(server: &Server, record: &Map<String, Value>) -> anyh
         .into())
 }
 
-/// Fails if the server is older than the dumped one, or lacks an extension or a role; roles that are
+/// Fails if the server is older than the dumped one, or lacks an extension, a tablespace or a role; roles that are
 /// missing are made if that was asked for.
 ///
 /// # Errors
@@ -57,6 +57,9 @@ pub(super) fn check_server(
     }
     let Some(recorded) = &job.recorded else { return Ok(Vec::new()) };
     check_extensions(guard, recorded)?;
+    if !matches!(options.way, Way::Selected(_)) {
+        check_tablespaces(guard, recorded)?;
+    }
     let missing = missing_roles(guard, recorded, options)?;
     if missing.is_empty() || options.creates_roles {
         if !missing.is_empty() {
@@ -86,6 +89,26 @@ fn check_extensions(guard: &mut Guard, recorded: &Contents) -> anyhow::Result<()
     }
     Err(Failure::new(Exit::Usage, format!("the server lacks extensions: {missing}"))
         .hint("install their packages on the database's host, or use an image that has them")
+        .into())
+}
+
+fn check_tablespaces(guard: &mut Guard, recorded: &Contents) -> anyhow::Result<()> {
+    if recorded.tablespaces.is_empty() {
+        return Ok(());
+    }
+    let missing = guard.rows(&format!(
+        "SELECT name FROM unnest({}) AS name \
+         WHERE name NOT IN (SELECT spcname::text FROM pg_catalog.pg_tablespace) ORDER BY name",
+        array(recorded.tablespaces.iter().map(String::as_str))
+    ))?;
+    let missing: Vec<&str> =
+        missing.iter().filter_map(|row| row.get("name").and_then(Value::as_str)).collect();
+    let Some(first) = missing.first() else { return Ok(()) };
+    let message = format!("the server lacks tablespaces: {}", missing.join(", "));
+    let statement =
+        format!("CREATE TABLESPACE {} LOCATION '/some/empty/folder'", identifier(first));
+    Err(Failure::new(Exit::Usage, message)
+        .hint(format!("make them, in folders of the server's own user: {statement}"))
         .into())
 }
 
