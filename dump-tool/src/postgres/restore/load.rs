@@ -77,7 +77,7 @@ pub(super) fn load(
         connection::warn_of(&finished, progress);
         return Ok(());
     }
-    Err(explained(&finished))
+    Err(explained(&finished, dump, loading))
 }
 
 /// What a plain dump is compressed by; none for any other kind.
@@ -276,9 +276,17 @@ fn talk(
 }
 
 /// The error of a program, with what can be done about it.
-fn explained(finished: &Finished) -> anyhow::Error {
+fn explained(finished: &Finished, dump: &Dump, loading: &Loading<'_>) -> anyhow::Error {
     let error = connection::failure(finished);
-    let said = &finished.stderr;
+    let hints = hints(&finished.stderr, dump, loading);
+    if hints.is_empty() {
+        return error;
+    }
+    let failure = Failure::new(classify(&error), error.to_string());
+    hints.into_iter().fold(failure, Failure::hint).into()
+}
+
+fn hints(said: &str, dump: &Dump, loading: &Loading<'_>) -> Vec<String> {
     let has = |part: &str| said.contains(part);
     let hint = if has("role \"") && has("does not exist")
         || has("must be member of")
@@ -291,20 +299,33 @@ fn explained(finished: &Finished) -> anyhow::Error {
         "what depends on it is not restored with it: choose that, too, drop it yourself, or restore \
          into a database of its own (--database NAME)"
     } else if has("CONTEXT:") && has(" function ") && has("does not exist") {
-        return Failure::new(classify(&error), error.to_string())
-            .hint(
-                "a function finds names by search_path only, which is empty while a dump is loaded: \
-                 SET search_path belongs to it, before the database is dumped",
-            )
-            .hint(
-                "this dump by hand: pg_restore -f - DUMP | \
-                 sed \"s/'search_path', ''/'search_path', 'public'/\" | psql -d NEW",
-            )
-            .into();
+        return vec![
+            "a function finds names by search_path only, which is empty while a dump is loaded: \
+             SET search_path belongs to it, before the database is dumped"
+                .to_owned(),
+            "this dump by hand: pg_restore -f - DUMP | \
+             sed \"s/'search_path', ''/'search_path', 'public'/\" | psql -d NEW"
+                .to_owned(),
+        ];
+    } else if (has("Command was:") || has("COPY failed")) && !is_of_server(said) {
+        if loading.is_transaction {
+            return Vec::new();
+        }
+        let place = dump.path.display();
+        return vec![format!(
+            "all but that can be loaded by hand: createdb NEW; pg_restore -d NEW '{place}'"
+        )];
     } else {
-        return error;
+        return Vec::new();
     };
-    Failure::new(classify(&error), error.to_string()).hint(hint).into()
+    vec![hint.to_owned()]
+}
+
+/// Whether the server itself stood in the way, not what the dump holds.
+fn is_of_server(said: &str) -> bool {
+    ["could not extend", "No space left", "server closed the connection"]
+        .iter()
+        .any(|words| said.contains(words))
 }
 
 #[cfg(test)]
