@@ -611,3 +611,30 @@ fn a_server_that_lacks_tablespaces_is_told_before_anything_is_touched() {
     server.sql("postgres", "ALTER TABLESPACE away RENAME TO \"fast disk\"");
     backup.restore(&sandbox, &args).ok();
 }
+
+#[test]
+fn what_cannot_be_loaded_is_told_with_the_way_to_the_rest() {
+    let (server, sandbox) = bench("CREATE TABLE t (n int); INSERT INTO t VALUES (1)");
+    server.sql("postgres", "CREATE DATABASE far");
+    server.sql("far", "CREATE TABLE ft (n int)");
+    server.sql(
+        APP,
+        &format!(
+            "CREATE EXTENSION postgres_fdw;
+             CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw
+                 OPTIONS (host '{}', port '{}', dbname 'far');
+             CREATE USER MAPPING FOR postgres SERVER far;
+             CREATE FOREIGN TABLE ft (n int) SERVER far;
+             CREATE MATERIALIZED VIEW mv AS SELECT * FROM ft",
+            server.socket().display(),
+            server.port()
+        ),
+    );
+    let backup = back_up(&sandbox, APP, &[]);
+    server.sql("postgres", "DROP DATABASE far");
+    // It is not our database that does not exist: that would be 13.
+    let ended = backup.restore(&sandbox, &["--database", "new"]).expect(1);
+    assert!(ended.stderr.contains("REFRESH MATERIALIZED VIEW public.mv"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("pg_restore -d NEW"), "{}", ended.stderr);
+    assert_eq!(databases(&server), [APP]);
+}

@@ -189,7 +189,10 @@ pub fn warn_of(finished: &Finished, progress: &dyn Progress) {
 
 /// The error of a PostgreSQL program, with the code that its last words stand for.
 pub fn failure(finished: &Finished) -> anyhow::Error {
-    let text = finished.stderr.as_str();
+    // A detail may be the words of another server, or what a row holds.
+    let is_own = |line: &&str| !["DETAIL:", "CONTEXT:"].iter().any(|word| line.starts_with(word));
+    let text: String =
+        finished.stderr.lines().filter(is_own).flat_map(|line| [line, "\n"]).collect();
     let has = |parts: &[&str]| parts.iter().any(|part| text.contains(part));
     let is_fatal = has(&["FATAL:"]);
     let failure = |exit| Failure::new(exit, finished.message());
