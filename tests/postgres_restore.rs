@@ -638,3 +638,15 @@ fn what_cannot_be_loaded_is_told_with_the_way_to_the_rest() {
     assert!(ended.stderr.contains("pg_restore -d NEW"), "{}", ended.stderr);
     assert_eq!(databases(&server), [APP]);
 }
+
+#[test]
+fn what_is_set_during_the_load_is_carried_over() {
+    let (server, mut sandbox, backup, _) = killing_ground(FORMS[0], 10);
+    let script = "case \"$*\" in *--dbname*) psql -X -q -d postgres \
+        -c \"ALTER DATABASE app SET work_mem = '3MB'\" -c 'ALTER DATABASE app CONNECTION LIMIT 9';; esac
+        exec \"$real\" \"$@\"";
+    fake(&server, &mut sandbox, "pg_restore", script);
+    backup.restore(&sandbox, &["--database", APP, "--replace"]).ok();
+    let attributes = attributes(&server, APP);
+    assert!(attributes.contains("|9|") && attributes.contains("work_mem=3MB"), "{attributes}");
+}

@@ -144,7 +144,10 @@ impl Replacement {
         self.guard.refresh()?;
         beside.settle(&mut self.guard)?;
         let (attributes, found) = match &self.old {
-            Some(old) if !old.objects.is_empty() => (old.attributes.clone(), Exit::Done),
+            // The load may have taken hours, in which somebody has set something.
+            Some(old) if !old.objects.is_empty() => {
+                (Attributes::of_database(&mut self.guard, &job.name)?, Exit::Done)
+            }
             Some(empty) => self.recorded_over(&empty.attributes.clone(), job, progress)?,
             None => (recorded(job), Exit::Done),
         };
