@@ -521,3 +521,17 @@ fn a_restore_that_fails_leaves_nothing_behind() {
     );
     assert_eq!(server.content(APP), content);
 }
+
+#[test]
+fn an_empty_name_is_not_taken_for_another_database() {
+    let (server, sandbox) = bench("CREATE TABLE t (n int)");
+    // What libpq would take instead.
+    server.sql("postgres", "CREATE TABLE another (n int)");
+    for flags in [&["--database", ""][..], &["--database", APP, "--user", ""]] {
+        let step = [&["bk-dump", "postgres"][..], flags].concat();
+        let dump = sandbox.pipe(&[&["bk-manifest", "new", "--app", "app"], &step]).pop().unwrap();
+        let ended = dump.expect(2);
+        assert!(ended.stderr.contains("is empty"), "{}", ended.stderr);
+        assert_eq!(ended.stdout, b"");
+    }
+}

@@ -57,7 +57,7 @@ pub(super) fn request(args: &ConnectionArgs) -> anyhow::Result<Request> {
 /// The same, with the first of the databases that were named.
 ///
 /// # Errors
-/// [`Exit::Usage`] for a connection string among the arguments.
+/// [`Exit::Usage`] for a connection string among the arguments, or an empty name.
 pub(super) fn server_request(args: &ConnectionArgs) -> anyhow::Result<Request> {
     let typed = [&args.via, &args.url_env, &args.user].into_iter().flatten();
     let is_exposed = typed.chain(&args.database).map(String::as_str).any(url::is_connection_string);
@@ -70,6 +70,14 @@ pub(super) fn server_request(args: &ConnectionArgs) -> anyhow::Result<Request> {
         .hint("arguments are seen by every user of this machine: put the URL into a variable")
         .hint("and name that: --url-env NAME; the database goes into --database NAME")
         .into());
+    }
+    // libpq takes an empty name for none, and would connect to another database without a word.
+    let databases = args.database.iter().map(|name| ("--database", name));
+    let named = databases.chain(args.user.iter().map(|name| ("--user", name)));
+    if let Some((flag, _)) = named.into_iter().find(|(_, name)| name.is_empty()) {
+        return Err(Failure::new(Exit::Usage, format!("the name behind {flag} is empty"))
+            .hint("a variable that is not set?")
+            .into());
     }
     let variable = |name: &str| std::env::var(name).ok();
     let url = match &args.url_env {
