@@ -425,16 +425,28 @@ impl Finished {
         self.stderr.lines().map(str::trim).filter(|line| !line.is_empty())
     }
 
-    /// How it failed, in one line with what it said last.
+    /// How it failed, in one line with what it said last; the last error of a server is in it,
+    /// however long the statement is that stands behind that.
     pub fn message(&self) -> String {
-        let said = self.lines().collect::<Vec<_>>().join("; ");
-        let skipped = said.chars().count().saturating_sub(MESSAGE_LIMIT);
-        let said: String = said.chars().skip(skipped).collect();
-        let dots = if skipped > 0 { "…" } else { "" };
+        let lines: Vec<&str> = self.lines().collect();
+        let length = |lines: &[&str]| lines.iter().map(|line| line.chars().count() + 2).sum();
+        let said = lines.join("; ");
+        let mut skipped = said.chars().count().saturating_sub(MESSAGE_LIMIT);
+        let is_error = |line: &&str| line.contains("ERROR:") || line.contains("FATAL:");
+        if let Some(error) = lines.iter().rposition(is_error) {
+            skipped = skipped.min(length(&lines[..error]));
+        }
+        let mut shown: String = said.chars().skip(skipped).take(MESSAGE_LIMIT).collect();
+        if skipped > 0 {
+            shown.insert(0, '…');
+        }
+        if said.chars().count() > skipped + MESSAGE_LIMIT {
+            shown.push('…');
+        }
         let how = self.status.to_string();
-        match said.as_str() {
+        match shown.as_str() {
             "" => format!("'{}' failed ({how}) and said nothing", self.name),
-            said => format!("'{}' failed ({how}): {dots}{said}", self.name),
+            shown => format!("'{}' failed ({how}): {shown}", self.name),
         }
     }
 
@@ -554,6 +566,16 @@ mod tests {
                 .output()
                 .unwrap();
         assert!(finished.message().len() < 2 * MESSAGE_LIMIT);
+    }
+
+    #[test]
+    fn a_long_statement_does_not_push_the_error_out() {
+        let script =
+            "echo first; echo 'x: error: ERROR:  the cause'; printf '%05000d\\n' 0; echo last";
+        let (_, finished) = shell(&format!("({script}) >&2; exit 1")).output().unwrap();
+        let message = finished.message();
+        assert!(message.contains("): …x: error: ERROR:  the cause; 000"), "{message}");
+        assert!(message.ends_with("00…") && message.len() < 2 * MESSAGE_LIMIT, "{message}");
     }
 
     #[test]
