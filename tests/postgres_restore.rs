@@ -650,3 +650,21 @@ fn what_is_set_during_the_load_is_carried_over() {
     let attributes = attributes(&server, APP);
     assert!(attributes.contains("|9|") && attributes.contains("work_mem=3MB"), "{attributes}");
 }
+
+#[test]
+fn the_encoding_of_clients_is_not_that_of_the_dump() {
+    let (server, mut sandbox) =
+        bench("CREATE TABLE \"tä€\" (a text); INSERT INTO \"tä€\" VALUES ('日本')");
+    server.sql("postgres", "ALTER DATABASE app SET client_encoding = 'LATIN1'");
+    let rows = "SET client_encoding = 'UTF8'; SELECT * FROM \"tä€\"";
+    for form in FORMS {
+        let backup = back_up(&sandbox, APP, form);
+        backup.restore(&sandbox, &["--database", APP, "--replace", "--drop-old"]).ok();
+        assert_eq!(server.sql(APP, rows), "日本", "{form:?}");
+    }
+    server.sql("postgres", "ALTER DATABASE app RESET client_encoding");
+    sandbox.set("PGCLIENTENCODING", "LATIN1");
+    let backup = back_up(&sandbox, APP, &[]);
+    backup.restore(&sandbox, &["--database", APP, "--in-place", "--replace"]).ok();
+    assert_eq!(server.sql(APP, rows), "日本");
+}

@@ -45,7 +45,11 @@ pub(super) fn dump(
         server = server.with("PGAPPNAME", tag);
         session.query(&format!("SET application_name = {}", literal(tag)))?;
     }
-    let command = pg_dump(&server, options, &snapshot)?.cancelled_by(work.cancel);
+    let mut command = pg_dump(&server, options, &snapshot)?.cancelled_by(work.cancel);
+    if let Some(encoding) = facts.get("encoding").and_then(Value::as_str) {
+        // Not the one that the database or the environment sets for clients: that may lack characters.
+        command = command.arg(format!("--encoding={encoding}"));
+    }
     work.progress.begin(&format!("dumping '{database}'"), Some(size));
     let output = Output { server: &server, form, options, work };
     let reading = Reading { session: &mut session, level: options.level, excluded: &excluded };
