@@ -295,6 +295,8 @@ fn hints(said: &str, dump: &Dump, loading: &Loading<'_>) -> Vec<String> {
         "make the role first (--create-missing-roles), or leave owners out: --no-owner --no-acl"
     } else if has("backslash commands are restricted") || has("\\unrestrict") {
         "the dump holds a command for psql, which bk-dump does not let it run"
+    } else if has("already exists") && compression(dump.kind).is_some() {
+        "a plain dump drops nothing unless it was made with --clean: restore without --in-place"
     } else if has("because other objects depend on it") {
         "what depends on it is not restored with it: choose that, too, drop it yourself, or restore \
          into a database of its own (--database NAME)"
