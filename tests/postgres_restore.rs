@@ -668,3 +668,22 @@ fn the_encoding_of_clients_is_not_that_of_the_dump() {
     backup.restore(&sandbox, &["--database", APP, "--in-place", "--replace"]).ok();
     assert_eq!(server.sql(APP, rows), "日本");
 }
+
+#[test]
+fn event_triggers_do_not_fire_while_their_dump_is_loaded() {
+    let (server, sandbox) = bench(
+        "CREATE TABLE log (tag text);
+         CREATE FUNCTION note() RETURNS event_trigger LANGUAGE plpgsql AS
+         $$ BEGIN INSERT INTO public.log VALUES (tg_tag); END $$;
+         CREATE MATERIALIZED VIEW one AS SELECT 1;
+         CREATE EVENT TRIGGER note ON ddl_command_end EXECUTE FUNCTION note();",
+    );
+    for form in FORMS {
+        let backup = back_up(&sandbox, APP, form);
+        let args = ["--database", APP, "--replace", "--drop-old", "--jobs", "1"];
+        backup.restore(&sandbox, &args).ok();
+    }
+    assert!(!attributes(&server, APP).contains("replica"), "{}", attributes(&server, APP));
+    server.sql(APP, "CREATE TABLE t (n int)");
+    assert_eq!(server.sql(APP, "SELECT * FROM log"), "CREATE TABLE");
+}
