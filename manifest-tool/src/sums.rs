@@ -18,6 +18,8 @@ pub const BLOCK_ENTRIES: usize = 1024;
 #[derive(Default)]
 pub struct FilesSum {
     block: Vec<u8>,
+    /// What of the block did not fit into its buffer.
+    begun: Hasher,
     entries: usize,
     pending: VecDeque<mpsc::Receiver<Digest>>,
     sum: Hasher,
@@ -25,6 +27,8 @@ pub struct FilesSum {
 
 /// Blocks under way at once: enough for all cores, bounded in memory.
 const PENDING_LIMIT: usize = 16;
+/// Bytes of a block that are held; an ordinary one is far smaller, however many entries there are.
+const BLOCK_BYTES: usize = 2 << 20;
 
 impl FilesSum {
     /// Takes the next entry's canonical line, without its newline.
@@ -34,17 +38,22 @@ impl FilesSum {
         self.entries += 1;
         if self.entries == BLOCK_ENTRIES {
             self.close_block();
+        } else if self.block.len() >= BLOCK_BYTES {
+            self.begun.update(&self.block);
+            self.block.clear();
         }
     }
 
     fn close_block(&mut self) {
         let capacity = self.block.len();
         let block = std::mem::replace(&mut self.block, Vec::with_capacity(capacity));
+        let mut hasher = std::mem::take(&mut self.begun);
         self.entries = 0;
         let (sender, receiver) = mpsc::sync_channel(1);
         rayon::spawn(move || {
+            hasher.update(&block);
             // A receiver that is gone belongs to a document that was given up.
-            let _ = sender.send(Digest::of(&block));
+            let _ = sender.send(hasher.finish().0);
         });
         self.pending.push_back(receiver);
         if self.pending.len() > PENDING_LIMIT {
@@ -122,5 +131,19 @@ mod tests {
         let printed: Vec<String> =
             blocks.iter().map(|block| format!("{}  -\n", Digest::of(block).hex())).collect();
         assert_eq!(sum.finish(), Digest::of(printed.concat().as_bytes()));
+    }
+
+    #[test]
+    fn long_lines_are_hashed_as_they_come() {
+        let line = vec![b'x'; 1 << 20];
+        let (mut sum, mut block) = (FilesSum::default(), Hasher::default());
+        for _ in 0..20 {
+            sum.add(&line);
+            assert!(sum.block.len() <= BLOCK_BYTES + line.len(), "{} bytes", sum.block.len());
+            block.update(&line);
+            block.update(b"\n");
+        }
+        let printed = format!("{}  -\n", block.finish().0.hex());
+        assert_eq!(sum.finish(), Digest::of(printed.as_bytes()));
     }
 }
