@@ -20,6 +20,7 @@ mod postgres_pooler;
 mod postgres_regress;
 mod postgres_restore;
 mod postgres_restore_cut;
+mod postgres_restore_hindered;
 mod postgres_restore_in_place;
 mod postgres_restore_refused;
 mod postgres_transport;

@@ -3,10 +3,8 @@
 use std::fs;
 
 use crate::harness::{Ended, Sandbox};
+use crate::postgres::{NEW, PUSH};
 use crate::server::{APP, Server, fake};
-
-const NEW: &[&str] = &["bk-manifest", "new", "--app", "app"];
-const PUSH: &[&str] = &["bk-push", "--to", "dest"];
 
 /// Two tables, one of them of a type and with names that dumps have to quote, and a large object.
 const TABLES: &str = r#"

@@ -11,7 +11,7 @@ use crate::postgres_restore::{Backup, FORMS, adorn, attributes, back_up, before,
 use crate::server::{APP, PATIENCE, Server, fake};
 
 /// A database whose restores take a moment, and its backup; then it gets a newer row.
-fn killing_ground(form: &[&str], rows: u32) -> (Server, Sandbox, Backup, String) {
+pub fn killing_ground(form: &[&str], rows: u32) -> (Server, Sandbox, Backup, String) {
     let (server, sandbox) = bench(&format!(
         "CREATE TABLE t AS SELECT n AS a, md5(n::text) AS b FROM generate_series(1, {rows}) n; \
          CREATE INDEX ON t (b); CREATE TABLE newer (a int)"
@@ -155,6 +155,8 @@ fn a_plain_dump_in_place_is_all_or_nothing_when_killed() {
     );
     let backup = back_up(&sandbox, APP, FORMS[2]);
     server.sql("postgres", "CREATE DATABASE empty TEMPLATE template0");
+    let over = backup.restore(&sandbox, &["--database", APP, "--in-place", "--replace"]).expect(1);
+    assert!(over.stderr.contains("unless it was made with --clean"), "{}", over.stderr);
     let args = ["--database", "empty", "--in-place"];
     let mut length = 2000;
     for _ in 0..10 {
