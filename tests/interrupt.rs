@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::harness::{Random, Sandbox, assert_same_tree, noise, snapshot};
+use crate::harness::{Ended, Random, Sandbox, assert_same_tree, noise, snapshot};
 
 /// A tree that takes push some tenths of a second.
 fn heavy_tree(sandbox: &Sandbox) {
@@ -303,4 +303,50 @@ fn a_walk_flows_past_a_step_that_is_still_at_work() {
     output.read_to_string(&mut rest).unwrap();
     assert!(add.wait().unwrap().success());
     assert!(rest.contains("\"count\":3000"));
+}
+
+#[test]
+fn a_restore_goes_to_a_file_system_that_cannot_refuse_taken_names() {
+    let sandbox = Sandbox::new();
+    sandbox.write("a/file", "one");
+    sandbox.write("b", "two");
+    let archived = sandbox.pipe(&[
+        &["bk-manifest", "new", "--app", "app"],
+        &["bk-dump", "archive", "--name", "config", "--root", "src", "a"],
+        &["bk-manifest", "add", "--root", "src"],
+        &["bk-push", "--to", "dest"],
+    ]);
+    let steps: Vec<_> = archived.into_iter().map(Ended::ok).collect();
+    let document = &steps[3].stdout;
+    // What NFS, for one, says to RENAME_NOREPLACE.
+    let nfs = ["-f", "-qq", "-o", "tmp/trace", "-e", "trace=renameat2"];
+    let inject = ["-e", "inject=renameat2:error=EINVAL"];
+    let run =
+        |command: &[&str]| sandbox.run("strace", &[&nfs[..], &inject, command].concat(), document);
+    let restore = ["bk-dump", "restore", "--from", "back", "--into", "config"];
+    run(&["bk-push", "fetch", "--from", "dest", "--target", "back"]).expect(0);
+    run(&restore).expect(0);
+    run(&restore).expect(2);
+    for changed in ["back/a", "config/a"] {
+        fs::remove_dir_all(sandbox.path(changed)).unwrap();
+        fs::write(sandbox.path(changed), "in the way").unwrap();
+    }
+    fs::write(sandbox.path("back/b"), "of today").unwrap();
+    run(&["bk-push", "fetch", "--from", "dest", "--target", "back", "--into"]).expect(0);
+    run(&[&restore[..], &["--replace"]].concat()).expect(2);
+    fs::remove_file(sandbox.path("config/a")).unwrap();
+    fs::create_dir(sandbox.path("config/a")).unwrap();
+    fs::write(sandbox.path("config/a/file"), "of today").unwrap();
+    run(&[&restore[..], &["--replace"]].concat()).expect(0);
+    for (file, content) in [("back/a/file", "one"), ("back/b", "two"), ("config/a/file", "one")] {
+        assert_eq!(fs::read_to_string(sandbox.path(file)).unwrap(), content, "{file}");
+    }
+    for (folder, file, content) in [("back", "b", "of today"), ("config", "a/file", "of today")] {
+        let aside = fs::read_dir(sandbox.path(folder))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .find(|path| path.to_str().unwrap().contains(".bk-replaced-"))
+            .unwrap();
+        assert_eq!(fs::read_to_string(aside.join(file)).unwrap(), content, "{folder}");
+    }
 }

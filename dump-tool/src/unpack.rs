@@ -10,6 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::Context;
+use bk_manifest::atomic;
 use bk_manifest::beneath::{Cursor, Root, set_node_mode};
 use bk_manifest::digest::Digest;
 use bk_manifest::exit::{Exit, Failure, fail};
@@ -405,9 +406,9 @@ impl Unpacker<'_> {
         temporary: &[u8],
     ) -> anyhow::Result<()> {
         let name = path.file_name();
-        let flags = rustix::fs::RenameFlags::NOREPLACE;
-        let placed = match rustix::fs::renameat_with(parent, temporary, parent, name, flags) {
-            Err(Errno::EXIST) if self.replaces => {
+        let place = || atomic::rename_to_free((parent, temporary), (parent, name));
+        let placed = match place() {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && self.replaces => {
                 let aside = RelPath::new([&self.aside, path.as_bytes()].join(&b'/'))?;
                 let mut folder = self.root.as_fd().try_clone_to_owned()?;
                 for part in
@@ -416,15 +417,14 @@ impl Unpacker<'_> {
                     make_folder(folder.as_fd(), part)?;
                     folder = open_folder(folder.as_fd(), part)?;
                 }
-                rustix::fs::renameat_with(parent, name, &folder, aside.file_name(), flags).and_then(
-                    |()| rustix::fs::renameat_with(parent, temporary, parent, name, flags),
-                )
+                atomic::rename_to_free((parent, name), (folder.as_fd(), aside.file_name()))
+                    .and_then(|()| place())
             }
             placed => placed,
         };
         if let Err(error) = placed {
             let _ = rustix::fs::unlinkat(parent, temporary, AtFlags::empty());
-            return Err(io::Error::from(error).into());
+            return Err(error.into());
         }
         Ok(())
     }

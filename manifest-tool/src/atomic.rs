@@ -2,9 +2,12 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use rustix::fs::{AtFlags, RenameFlags, renameat, renameat_with, statat};
+use rustix::io::Errno;
 use tempfile::{Builder, NamedTempFile};
 
 /// A file that has no name of its own yet; dropped before [`NewFile::commit`], it is gone.
@@ -88,6 +91,27 @@ fn folder_of(name: &Path) -> &Path {
     match name.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
+    }
+}
+
+/// Renames something between open folders, to a name that nothing has.
+///
+/// Where the file system cannot refuse a taken name by itself, as NFS, it is looked for first.
+///
+/// # Errors
+/// [`io::ErrorKind::AlreadyExists`] for a name that is taken; those of the file system.
+pub fn rename_to_free(
+    (folder, name): (BorrowedFd<'_>, &[u8]),
+    (new_folder, new_name): (BorrowedFd<'_>, &[u8]),
+) -> io::Result<()> {
+    match renameat_with(folder, name, new_folder, new_name, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS) => {}
+        result => return Ok(result?),
+    }
+    match statat(new_folder, new_name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => Err(Errno::EXIST.into()),
+        Err(Errno::NOENT) => Ok(renameat(folder, name, new_folder, new_name)?),
+        Err(error) => Err(error.into()),
     }
 }
 

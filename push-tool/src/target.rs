@@ -8,14 +8,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bk_manifest::atomic;
 use bk_manifest::beneath::{Cursor, Root, set_node_mode};
 use bk_manifest::digest::Digest;
 use bk_manifest::entry::{Entry, Kind};
 use bk_manifest::path::RelPath;
 use bk_manifest::time::Time;
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid, mkdirat, openat,
-    renameat_with, statat, unlinkat,
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, mkdirat, openat, statat,
+    unlinkat,
 };
 use rustix::io::Errno;
 
@@ -121,7 +122,7 @@ impl Target {
         }
         .parent(&kept)
         .map(|(folder, name)| (folder, name.to_vec()))?;
-        renameat_with(folder, name, &kept_folder, &kept_name[..], RenameFlags::NOREPLACE)?;
+        atomic::rename_to_free((folder, name), (kept_folder.as_fd(), &kept_name))?;
         self.replaced.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -363,17 +364,12 @@ impl UnfinishedFile<'_> {
         let name = entry.path.file_name();
         self.target.clear(self.folder.as_fd(), name, &entry.path)?;
         if let Some(unfinished) = self.name.take() {
-            let flags = RenameFlags::NOREPLACE;
-            match renameat_with(&self.folder, &unfinished, &self.folder, name, flags) {
-                Ok(()) => {}
-                // Not known to every file system; the name was free just now.
-                Err(Errno::INVAL | Errno::NOSYS) => {
-                    rustix::fs::renameat(&self.folder, &unfinished, &self.folder, name)?;
-                }
-                Err(error) => {
-                    self.name = Some(unfinished);
-                    return Err(error.into());
-                }
+            let folder = self.folder.as_fd();
+            if let Err(error) =
+                atomic::rename_to_free((folder, unfinished.as_bytes()), (folder, name))
+            {
+                self.name = Some(unfinished);
+                return Err(error);
             }
         }
         Ok(())
