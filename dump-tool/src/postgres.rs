@@ -16,6 +16,7 @@ mod schema_version;
 pub mod session;
 pub mod toc;
 pub mod url;
+mod whole;
 
 use std::time::Duration;
 

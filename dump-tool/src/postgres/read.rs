@@ -1,7 +1,7 @@
 //! Reading an archive to its end with `pg_restore`: whether it could be restored.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use anyhow::Context;
@@ -13,15 +13,12 @@ use bk_manifest::progress::Progress;
 use super::connection::Server;
 use super::directory;
 use super::toc::{self, Head};
+use super::whole;
 
 /// Bytes that are read at once.
 const CHUNK: usize = 256 << 10;
 /// How much of a table of contents is looked at here.
 const HEAD_LIMIT: u64 = 4096;
-/// No compressed file is shorter: the mark at its beginning is as long. In bytes.
-const COMPRESSED_MIN: usize = 4;
-/// How much of a file's end is looked at: more than a line of a list of large objects, in bytes.
-const END: usize = 64;
 
 /// Has `pg_restore` read an archive to its end, as it would to restore it, and hashes it meanwhile.
 ///
@@ -88,69 +85,13 @@ pub fn read_folder(
     if !matches!(toc::read(&head), Head::Entries(1..) | Head::Unknown) {
         return Err(fail(Exit::Damaged, "its table of contents is empty or damaged"));
     }
-    refuse_cut_files(folder)?;
-    let finished = directory::pg_restore(server, folder, &["--file=/dev/null"], cancel, progress)?;
+    let (whole, finished) = std::thread::scope(|scope| {
+        let whole = scope.spawn(|| whole::check(folder, cancel));
+        let args = ["--file=/dev/null"];
+        let finished = directory::pg_restore(server, folder, &args, cancel, progress);
+        (whole.join().unwrap_or_else(|_| Err(anyhow::anyhow!("reading it panicked"))), finished)
+    });
+    whole?;
+    let finished = finished?;
     if finished.is_success() { Ok(()) } else { Err(fail(Exit::Damaged, finished.message())) }
-}
-
-/// Refuses a folder with a file that is cut short where `pg_restore` would not notice: it takes an
-/// empty file for an empty table, a list of large objects as far as it goes, and text without its end
-/// mark for whole.
-fn refuse_cut_files(folder: &Path) -> anyhow::Result<()> {
-    let context = || format!("cannot read '{}'", folder.display());
-    for found in fs::read_dir(folder).with_context(context)? {
-        let found = found.with_context(context)?;
-        if !found.file_type().with_context(context)?.is_file() {
-            continue;
-        }
-        let name = found.file_name().to_string_lossy().into_owned();
-        let end = last_bytes(&found.path(), END).with_context(context)?;
-        let is_whole = match name.split_once('.') {
-            Some((_, "toc")) => end.ends_with(b"\n"),
-            // Nothing says how long a large object is that is not compressed.
-            Some((stem, "dat")) if stem == "toc" || stem.starts_with("blob_") => true,
-            Some((_, "dat")) => end.ends_with(b"\n\n") || is_end_of_list(&end),
-            Some((_, rest)) if rest.starts_with("dat.") => end.len() >= COMPRESSED_MIN,
-            _ => true,
-        };
-        if !is_whole {
-            return Err(fail(Exit::Damaged, format!("'{}' is cut short", name.escape_debug())));
-        }
-    }
-    Ok(())
-}
-
-/// Whether a file ends as a list of large objects does, which out of a tar has the name of a table's
-/// data.
-fn is_end_of_list(end: &[u8]) -> bool {
-    let line = end.strip_suffix(b"\n").and_then(|end| end.rsplit(|byte| *byte == b'\n').next());
-    // 4711 blob_4711.dat
-    let words = line.and_then(|line| std::str::from_utf8(line).ok()?.split_once(" blob_"));
-    words.is_some_and(|(number, file)| file.strip_suffix(".dat") == Some(number))
-}
-
-/// The last bytes of a file, all of them if it has no more.
-fn last_bytes(path: &Path, count: usize) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
-    let len = file.metadata()?.len();
-    file.seek(io::SeekFrom::Start(len.saturating_sub(count as u64)))?;
-    let mut bytes = Vec::with_capacity(count);
-    file.take(count as u64).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_end_of_list;
-
-    #[test]
-    fn the_end_of_a_list_of_large_objects_is_known() {
-        assert!(is_end_of_list(b"4711 blob_4711.dat\n"));
-        assert!(is_end_of_list(b"1 blob_1.dat\n4711 blob_4711.dat\n"));
-        for cut in
-            ["", "\n", "4711 blob_4711.dat", "4711 blob_47\n", "4711 blob_4712.dat\n", "4711\tx\n"]
-        {
-            assert!(!is_end_of_list(cut.as_bytes()), "{cut:?}");
-        }
-    }
 }
