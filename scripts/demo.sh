@@ -14,9 +14,9 @@ source "${here}/packages.sh"
 # Makes an application: a database, files with names that scripts get wrong, a secret.
 make_application() {
   mkdir -p app/files/events/wedding 'app/files/empty folder' app/secrets
-  sqlite3 app/app.db 'PRAGMA journal_mode = wal; CREATE TABLE photos (id INTEGER PRIMARY KEY, name TEXT, likes INTEGER);
+  sqlite3 app/app.db "PRAGMA journal_mode = wal; CREATE TABLE photos (id INTEGER PRIMARY KEY, name TEXT, likes INTEGER);
     WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10000)
-    INSERT INTO photos SELECT i, printf("DSC_%05d.jpg", i), i % 7 FROM n' >/dev/null
+    INSERT INTO photos SELECT i, printf('DSC_%05d.jpg', i), i % 7 FROM n" >/dev/null
   local index
   for index in {1..200}; do head -c "$((index * 500))" /dev/urandom >"app/files/events/wedding/DSC_${index}.jpg"; done
   head -c 3000000 /dev/zero >app/files/video.mp4
