@@ -32,6 +32,12 @@ fn in_place_is_all_or_nothing() {
         assert!(ended.stderr.contains("1 other sessions are open"), "{}", ended.stderr);
         assert_eq!(server.content(APP), content, "{form:?}");
         session.sql("SELECT 1");
+        if plain {
+            let without_clean = back_up(&sandbox, APP, form);
+            let ended = without_clean.restore(&sandbox, &args).expect(1);
+            assert!(ended.stderr.contains("made with --clean"), "{}", ended.stderr);
+            assert_eq!(server.content(APP), content);
+        }
         // What is newer and needs what is old.
         server.sql(APP, "CREATE VIEW newer AS SELECT name FROM events");
         let newer = server.content(APP);
@@ -45,6 +51,8 @@ fn in_place_is_all_or_nothing() {
     server.sql("postgres", "CREATE DATABASE empty TEMPLATE template0");
     backup.restore(&sandbox, &["--database", "empty", "--in-place"]).ok();
     assert_eq!(server.content("empty"), content);
+    let known = server.sql("empty", "SELECT count(*) FROM pg_stats WHERE tablename = 'events'");
+    assert_ne!(known, "0", "what the planner knows");
 }
 
 #[test]
