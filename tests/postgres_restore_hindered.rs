@@ -176,3 +176,21 @@ fn event_triggers_do_not_fire_while_their_dump_is_loaded() {
     server.sql(APP, "CREATE TABLE t (n int)");
     assert_eq!(server.sql(APP, "SELECT * FROM log"), "CREATE TABLE");
 }
+
+#[test]
+fn event_triggers_do_not_fire_while_a_dump_is_loaded_in_place() {
+    let (server, sandbox) = bench(
+        "CREATE TABLE log (tag text);
+         CREATE FUNCTION note() RETURNS event_trigger LANGUAGE plpgsql AS
+         $$ BEGIN INSERT INTO public.log VALUES (tg_tag); END $$;
+         CREATE TABLE t (n int); INSERT INTO t VALUES (1);
+         CREATE MATERIALIZED VIEW one AS SELECT 1;
+         CREATE EVENT TRIGGER note ON ddl_command_end EXECUTE FUNCTION note();",
+    );
+    for form in [FORMS[0], FORMS[1], &["--format", "plain", "--clean"]] {
+        let backup = back_up(&sandbox, APP, form);
+        backup.restore(&sandbox, &["--database", APP, "--in-place", "--replace"]).ok();
+    }
+    server.sql(APP, "CREATE TABLE u (n int)");
+    assert_eq!(server.sql(APP, "SELECT * FROM log"), "CREATE TABLE");
+}

@@ -123,6 +123,15 @@ impl Server {
         other
     }
 
+    /// The same server, with one more option for every session, such as `-c jit=off`.
+    #[must_use]
+    pub fn with_option(&self, option: &str) -> Self {
+        const NAME: &str = "PGOPTIONS";
+        let of_ours = || std::env::var(NAME).ok().filter(|_| !self.is_elsewhere());
+        let before = self.settings.get(NAME).cloned().or_else(of_ours).unwrap_or_default();
+        self.with(NAME, format!("{before} {option}").trim_start())
+    }
+
     /// Whether the programs run in a container or on another host: they do not see our files, and
     /// ending them here does not end them there.
     pub fn is_elsewhere(&self) -> bool {

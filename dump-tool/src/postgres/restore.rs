@@ -19,6 +19,7 @@ mod plain;
 mod replace;
 mod requirements;
 mod selection;
+mod settings;
 mod space;
 mod swap;
 mod waiting;

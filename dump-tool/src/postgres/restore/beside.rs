@@ -21,20 +21,6 @@ const PROVIDERS: u32 = 150_000;
 /// How long the sessions of a dead restore may take to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What ends a session of our role that waits while others load, or loads for long; `pg_restore`
-/// does not know it, or not in each version.
-const TIMEOUTS: &str = "SELECT name, '0' AS value FROM pg_catalog.pg_settings \
-    WHERE name IN ('idle_session_timeout', 'transaction_timeout') AND reset_val <> '0'";
-
-/// What keeps event triggers of the dump from firing while the rest of it is loaded, in the words of
-/// the server's version: `pg_restore` refreshes materialised views behind them. Others than a
-/// superuser can neither set that nor make event triggers.
-const NO_EVENT_TRIGGERS: &str = "SELECT name, \
-        CASE name WHEN 'event_triggers' THEN 'off' ELSE 'replica' END AS value \
-    FROM pg_catalog.pg_settings \
-    WHERE name IN ('event_triggers', 'session_replication_role') \
-        AND current_setting('is_superuser') = 'on' ORDER BY name LIMIT 1";
-
 /// The database that is loaded, and that nobody else knows of.
 pub(super) struct Beside {
     /// Its name.
@@ -72,28 +58,7 @@ impl Beside {
              ALTER DATABASE {quoted} CONNECTION LIMIT -1; COMMIT",
             literal(&mark)
         ))?;
-        let mut settings = guard.rows(TIMEOUTS)?;
-        if has_event_triggers(job) {
-            settings.extend(guard.rows(NO_EVENT_TRIGGERS)?);
-        }
-        for setting in &settings {
-            let text = |name: &str| setting.get(name).and_then(Value::as_str).unwrap_or_default();
-            guard.run(&format!(
-                "ALTER ROLE CURRENT_USER IN DATABASE {quoted} SET {} TO {}",
-                identifier(text("name")),
-                literal(text("value"))
-            ))?;
-        }
         Ok((Beside { name }, exit))
-    }
-
-    /// Takes back what it was given for being loaded.
-    ///
-    /// # Errors
-    /// What the server said.
-    pub(super) fn settle(&self, guard: &mut Guard) -> anyhow::Result<()> {
-        let name = identifier(&self.name);
-        guard.run(&format!("ALTER ROLE CURRENT_USER IN DATABASE {name} RESET ALL"))
     }
 
     /// Drops it, and ends what still loads it.
@@ -103,12 +68,6 @@ impl Beside {
     pub(super) fn drop(&self, guard: &mut Guard) -> anyhow::Result<()> {
         drop_database(guard, &self.name)
     }
-}
-
-/// Whether the dump may hold some.
-fn has_event_triggers(job: &Job<'_>) -> bool {
-    let counts = job.recorded.as_ref().and_then(|recorded| recorded.object_counts.as_ref());
-    counts.is_none_or(|counts| counts.get("event_triggers").is_none_or(|count| *count > 0))
 }
 
 fn mark_end(target: &str) -> String {

@@ -12,6 +12,7 @@ use super::analyze::analyze;
 use super::guard::Guard;
 use super::load::{self, Loading, load};
 use super::selection::{Selection, Wanted};
+use super::settings::undisturbed;
 use super::{Job, archive, compare, old, requirements, waiting};
 use crate::check::DumpKind;
 use crate::postgres::directory;
@@ -86,8 +87,9 @@ impl InPlace {
             list: list.as_deref(),
             ..job.loading()
         };
+        let server = undisturbed(&mut self.guard, job, &job.server)?;
         let (loaded, holders) =
-            waiting::watched(&mut self.guard, || load(job.dump, &job.server, &loading, progress));
+            waiting::watched(&mut self.guard, || load(job.dump, &server, &loading, progress));
         if let Err(error) = loaded {
             // Inside a container the load may go on without us.
             if let Err(error) = self.guard.for_cleanup().end_our_sessions() {

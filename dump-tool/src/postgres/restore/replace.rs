@@ -12,6 +12,7 @@ use super::beside::{self, Beside};
 use super::guard::Guard;
 use super::load::load;
 use super::old::{self, Old};
+use super::settings::undisturbed;
 use super::space::Space;
 use super::swap::{Swap, reopening};
 use super::{Job, Way, compare, names, requirements};
@@ -109,7 +110,8 @@ impl Replacement {
             }
         };
         let server = job.server.in_database(&beside.name);
-        let loaded = load(job.dump, &server, &job.loading(), progress);
+        let loaded = undisturbed(&mut self.guard, job, &server)
+            .and_then(|server| load(job.dump, &server, &job.loading(), progress));
         let compared = loaded.and_then(|()| {
             analyze(&server, progress);
             match compare::compare(&server, job, None, progress) {
@@ -142,7 +144,6 @@ impl Replacement {
         progress: &dyn Progress,
     ) -> anyhow::Result<Exit> {
         self.guard.refresh()?;
-        beside.settle(&mut self.guard)?;
         let (attributes, found) = match &self.old {
             // The load may have taken hours, in which somebody has set something.
             Some(old) if !old.objects.is_empty() => {

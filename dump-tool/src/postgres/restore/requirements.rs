@@ -30,8 +30,8 @@ pub(super) fn check_client(server: &Server, record: &Map<String, Value>) -> anyh
         .into())
 }
 
-/// Fails if the server is older than the dumped one, or lacks an extension, a tablespace or a role; roles that are
-/// missing are made if that was asked for.
+/// Fails if the server is older than the dumped one, or lacks an extension, a tablespace or a role;
+/// roles that are missing are made if that was asked for.
 ///
 /// # Errors
 /// [`Exit::Usage`] naming what is missing.
