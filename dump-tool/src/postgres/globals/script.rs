@@ -19,7 +19,7 @@ enum Token {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum What {
     CreateRole(String),
-    /// Its attributes, password, settings or comment.
+    /// Its attributes, password, settings or comment, or its rights on parameters of the server.
     OfRole(String),
     /// A membership; where there is one, the grantor and the byte where its clause begins.
     Member {
@@ -124,6 +124,9 @@ fn quoted(text: &str, quote: char, has_escapes: bool) -> Result<usize, String> {
 
 fn what(tokens: &[(usize, Token)]) -> What {
     let is = |at: usize, word: &str| matches!(tokens.get(at), Some((_, Token::Word(found))) if found == word);
+    let find = |words: &[&str]| {
+        (0..tokens.len()).find(|first| words.iter().zip(*first..).all(|(word, at)| is(at, word)))
+    };
     let name = |at: usize| match tokens.get(at) {
         Some((_, Token::Word(name) | Token::Name(name))) => Some(name.clone()),
         _ => None,
@@ -136,9 +139,11 @@ fn what(tokens: &[(usize, Token)]) -> What {
     } else if begins(&["COMMENT", "ON", "ROLE"]) {
         name(3).map(What::OfRole)
     } else if begins(&["GRANT"]) && is(2, "TO") {
-        let by = (4..tokens.len()).find(|at| is(*at, "GRANTED") && is(at + 1, "BY"));
+        let by = find(&["GRANTED", "BY"]);
         let grantor = by.and_then(|at| Some((name(at + 2)?, tokens[at].0)));
         name(1).zip(name(3)).map(|(role, member)| What::Member { role, member, grantor })
+    } else if begins(&["GRANT"]) && find(&["ON", "PARAMETER"]).is_some() {
+        find(&["TO"]).and_then(|at| name(at + 1)).map(What::OfRole)
     } else if begins(&["CREATE", "TABLESPACE"]) {
         name(2).map(What::Tablespace)
     } else if begins(&["SET"]) {
@@ -184,7 +189,7 @@ mod tests {
                 grantor: Some(("postgres".into(), 39)),
             },
             What::Tablespace("fast".into()),
-            What::Other,
+            What::OfRole(app()),
         ];
         assert_eq!(found, expected.iter().collect::<Vec<_>>());
         assert!(script.statements[4].text.ends_with("--two lines'"));
