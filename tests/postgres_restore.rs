@@ -211,6 +211,11 @@ fn what_is_in_the_way_is_named_before_anything_is_touched() {
     let (server, mut sandbox) = bench("CREATE TABLE t AS SELECT 7 AS a");
     let backup = back_up(&sandbox, APP, FORMS[0]);
     let args = ["--database", APP, "--replace"];
+    for (template, hint) in [("template0", "--database NAME"), ("template1", "--in-place")] {
+        let ended = backup.restore(&sandbox, &["--database", template, "--replace"]).expect(2);
+        assert!(ended.stderr.contains("is a template"), "{}", ended.stderr);
+        assert!(ended.stderr.contains(hint), "{}", ended.stderr);
+    }
     let mut session = server.session(APP);
     session.sql("SELECT 1");
     let refused = |code: i32, words: &str| {

@@ -94,7 +94,12 @@ impl Old {
         let is = |member: &str| row.get(member) == Some(&Value::Bool(true));
         if is("is_template") {
             let message = format!("the database '{name}' is a template, which is not replaced");
-            return Err(Failure::new(Exit::Usage, message).hint("load into it: --in-place").into());
+            let hint = if is("is_open") {
+                "load into it: --in-place"
+            } else {
+                "make a new one of it: --database NAME"
+            };
+            return Err(Failure::new(Exit::Usage, message).hint(hint).into());
         }
         if !is("is_ours") {
             let message = format!("the database '{name}' belongs to another role");
