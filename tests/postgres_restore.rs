@@ -289,6 +289,12 @@ fn a_role_without_rights_is_told_the_way_in_place() {
     let mut session = server.session(APP);
     session.sql("SELECT 1");
     drop(session);
+    for database in ["postgres", "template1"] {
+        server.sql("postgres", &format!("REVOKE CONNECT ON DATABASE {database} FROM PUBLIC"));
+    }
+    let refused = backup.restore(&sandbox, &args).expect(12);
+    assert!(refused.stderr.contains("connect to 'postgres' or 'template1'"), "{}", refused.stderr);
+    server.sql("postgres", "GRANT CONNECT ON DATABASE template1 TO PUBLIC");
     backup.restore(&sandbox, &args).ok();
     assert_eq!(server.sql(APP, "SELECT a FROM t"), "7");
     assert!(attributes(&server, APP).starts_with(ROLE));

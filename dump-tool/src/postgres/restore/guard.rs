@@ -45,7 +45,17 @@ impl Guard {
                 Err(error) => first = first.or(Some(error)),
             }
         }
-        Err(first.unwrap_or_else(|| fail(Exit::Usage, format!("'{name}' cannot be replaced"))))
+        let error =
+            first.unwrap_or_else(|| fail(Exit::Usage, format!("'{name}' cannot be replaced")));
+        let text = format!("{error:#}");
+        if !text.contains("permission denied for database") {
+            return Err(error);
+        }
+        let others = MAINTENANCE.join("' or '");
+        Err(Failure::new(classify(&error), text)
+            .hint(format!("it is replaced from beside it: let the role connect to '{others}'"))
+            .hint("or load into the database that is there: --in-place")
+            .into())
     }
 
     /// The same from within the database. A lock counts only in the database that it is taken in, so
