@@ -67,7 +67,9 @@ pub(super) fn fault(database: &Connection, progress: &dyn Progress) -> Option<St
 }
 
 fn is_for_the_application(error: &rusqlite::Error) -> bool {
-    words(error).starts_with("no such")
+    // A function is unknown only once an index or a constraint needs its value.
+    let words = words(error);
+    words.starts_with("no such") || words.starts_with("unknown function")
 }
 
 /// What a check finds; nothing where all is well.
@@ -196,6 +198,34 @@ mod tests {
         assert_eq!(found, Some(5));
         assert_eq!(warnings[0].matches('\'').count(), 2 * NAMED);
         assert!(warnings[0].ends_with('…'), "{warnings:?}");
+    }
+
+    #[test]
+    fn what_only_the_application_has_is_no_damage() {
+        let own = |of: &str, with: &str| {
+            let database = Connection::open_in_memory().unwrap();
+            database
+                .execute_batch(&format!(
+                    "CREATE TABLE t (a, b); CREATE INDEX i ON t (a); INSERT INTO t VALUES (1, 2);
+                     PRAGMA writable_schema = ON;
+                     UPDATE sqlite_schema SET sql = '{with}' WHERE name = '{of}';
+                     PRAGMA writable_schema = RESET"
+                ))
+                .unwrap();
+            let warnings = Warnings::default();
+            let fault = fault(&database, &warnings);
+            (fault, warnings.0.into_inner().unwrap().concat())
+        };
+        for (of, with) in [
+            ("i", "CREATE INDEX i ON t (own(a))"),
+            ("i", "CREATE INDEX i ON t (a COLLATE own)"),
+            ("i", "CREATE INDEX i ON t (a) WHERE own(b)"),
+            ("t", "CREATE TABLE t (a, b CHECK (own(b)))"),
+        ] {
+            let (fault, warnings) = own(of, with);
+            assert_eq!(fault, None, "{with}");
+            assert!(warnings.contains("own"), "{with}: {warnings}");
+        }
     }
 
     #[test]
