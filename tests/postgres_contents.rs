@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::harness::{Ended, Sandbox};
-use crate::server::{APP, ROLE, Server};
+use crate::postgres::spawn_pipe_of;
+use crate::server::{APP, ROLE, Server, fake};
 
 pub const NEW: &[&str] = &["bk-manifest", "new", "--app", "app"];
 pub const DUMP: &[&str] = &["bk-dump", "postgres", "--database"];
@@ -556,4 +557,25 @@ fn nothing_that_the_owner_of_a_database_made_is_run() {
     server.sql(APP, "DROP TABLE hostile.django_migrations");
     let ended = try_dump(&sandbox, APP, &["--exclude-table", "left_out"]).expect(0);
     assert_eq!(ended.stderr, "");
+}
+
+#[test]
+fn a_view_in_the_place_of_a_listed_table_is_not_run() {
+    let (server, mut sandbox) = bench("CREATE TABLE a (n int); CREATE TABLE b (n int)");
+    fake(&server, &mut sandbox, "pg_dump", "sleep 3; exec \"$real\" \"$@\"");
+    let mut witness = server.session(APP);
+    witness.sql("SET application_name = 'witness'");
+    let witnesses = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'witness'";
+    let mut owner = server.session(APP);
+    owner.sql("BEGIN; LOCK TABLE a");
+    let (mut dump, _push) = spawn_pipe_of(&sandbox, &[DUMP, &[APP]].concat());
+    server.wait_for("SELECT count(*) FROM pg_locks WHERE NOT granted", "1");
+    owner.sql(
+        "CREATE FUNCTION run() RETURNS bool LANGUAGE sql AS
+         $$ SELECT bool_and(pg_terminate_backend(pid)) FROM pg_stat_activity
+            WHERE application_name = 'witness' $$;
+         DROP TABLE b; CREATE VIEW b AS SELECT 1 AS n WHERE run(); COMMIT",
+    );
+    assert_eq!(dump.end().0, Some(1));
+    assert_eq!(server.sql("postgres", witnesses), "1");
 }
