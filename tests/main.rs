@@ -28,6 +28,7 @@ mod server;
 mod source_changes;
 mod sqlite;
 mod sqlite_killed;
+mod target_folder;
 
 #[test]
 fn every_file_here_is_a_module() {

@@ -19,6 +19,7 @@ use crate::progress::Progress;
 use crate::scan::{self, scan};
 use crate::stream::{Format, Reader, Writer};
 use crate::time::Time;
+use crate::tree_root::TreeRoot;
 
 /// A file whose change time is this close to the parent's start may have changed again within the
 /// clock's grain: it is read.
@@ -71,6 +72,14 @@ pub fn add(
         Some(parent) if !options.hash => Some(Parent::open(Path::new(&parent.file))?),
         _ => None,
     };
+    // With a prefix the root has an entry.
+    let tree_root = match options.scan.prefix {
+        Some(_) => None,
+        None => Some(
+            TreeRoot::of_folder(folder.as_fd())
+                .with_context(|| format!("cannot read '{}'", root.display()))?,
+        ),
+    };
     header.set_run(&run);
     let writer = Writer::new(output, Format::Json, header)?;
     let mut left_out = LeftOut::default();
@@ -99,7 +108,7 @@ pub fn add(
     if let Some(parent) = parent {
         parent.reader.end().context("the parent's manifest")?;
     }
-    merge.end(options, left_out)
+    merge.end(options, tree_root, left_out)
 }
 
 fn source(root: &Path, options: &Options) -> Source {
@@ -254,7 +263,12 @@ impl<W: Write> Merge<'_, '_, W> {
         Ok(())
     }
 
-    fn end(mut self, options: &Options, left_out: LeftOut) -> anyhow::Result<Exit> {
+    fn end(
+        mut self,
+        options: &Options,
+        tree_root: Option<TreeRoot>,
+        left_out: LeftOut,
+    ) -> anyhow::Result<Exit> {
         if self.waits {
             while let Some(pending) = self.pending.take() {
                 self.writer.entry(&pending)?;
@@ -263,7 +277,7 @@ impl<W: Write> Merge<'_, '_, W> {
         }
         crate::stream::copy_entries(&mut self.incoming, &mut self.writer)?;
         let (_, mut trailer) = self.incoming.end()?;
-        let exit = close(&mut trailer, &options.component, left_out)?;
+        let exit = close(&mut trailer, &options.component, tree_root, left_out)?;
         self.writer.end(trailer)?;
         Ok(exit)
     }
@@ -289,7 +303,12 @@ fn hash(root: &Root, prefix: Option<&RelPath>, entry: &mut Entry) -> std::io::Re
 }
 
 /// Records the component and what was left out; returns the code that the document now carries.
-fn close(trailer: &mut Trailer, component: &str, left_out: LeftOut) -> anyhow::Result<Exit> {
+fn close(
+    trailer: &mut Trailer,
+    component: &str,
+    tree_root: Option<TreeRoot>,
+    left_out: LeftOut,
+) -> anyhow::Result<Exit> {
     let (status, mine) = if left_out.has_fault() {
         (Status::Partial, Exit::Partial)
     } else {
@@ -308,6 +327,11 @@ fn close(trailer: &mut Trailer, component: &str, left_out: LeftOut) -> anyhow::R
             status,
             extra: serde_json::Map::new(),
         }),
+    }
+    if let Some(tree_root) = tree_root
+        && let Some(mine) = components.iter_mut().find(|known| known.name == component)
+    {
+        tree_root.record(mine);
     }
     trailer.set_components(&components);
     trailer.leave_out(left_out)?;

@@ -101,7 +101,8 @@ fn time<'de, A: MapAccess<'de>>(
     Ok(time)
 }
 
-fn pair(text: &str) -> Option<(u32, u32)> {
+/// Two decimal numbers with a colon between them.
+pub(crate) fn pair(text: &str) -> Option<(u32, u32)> {
     let (first, second) = text.split_once(':')?;
     Some((decimal(first)?, decimal(second)?))
 }
@@ -111,7 +112,8 @@ fn decimal<T: std::str::FromStr + ToString>(text: &str) -> Option<T> {
     text.parse::<T>().ok().filter(|number| number.to_string() == text)
 }
 
-fn octal_mode(text: &str) -> Option<u32> {
+/// A mode in its only form: four octal digits.
+pub(crate) fn octal_mode(text: &str) -> Option<u32> {
     let mode = u32::from_str_radix(text, 8).ok()?;
     (mode <= 0o7777 && format!("{mode:04o}") == text).then_some(mode)
 }

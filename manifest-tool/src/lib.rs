@@ -40,4 +40,5 @@ pub mod stream;
 pub mod sums;
 mod syntax;
 pub mod time;
+pub mod tree_root;
 mod yaml;

@@ -48,6 +48,12 @@ impl Selection {
         self.paths.is_none() && self.components.is_empty()
     }
 
+    /// Whether a component is among what was asked for, and all of it.
+    pub fn is_whole(&self, component: &str) -> bool {
+        self.paths.is_none()
+            && (self.components.is_empty() || self.components.iter().any(|name| name == component))
+    }
+
     /// Whether the entry is among what was asked for.
     pub fn matches(&self, entry: &Entry) -> bool {
         let is_component = |name: &String| name == entry.component();

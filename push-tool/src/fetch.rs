@@ -19,6 +19,7 @@ use bk_manifest::scan::{self, FETCH_MARKER, REPLACED_PREFIX};
 use bk_manifest::select::Selection;
 use bk_manifest::spool::Document;
 use bk_manifest::time::Time;
+use bk_manifest::tree_root::TreeRoot;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -60,6 +61,10 @@ struct FetchMarker {
     backup: String,
     total_checksum: String,
     is_complete: bool,
+    /// Whether the folder was made or was empty when the fetch began, so that its own attributes are
+    /// ours to set.
+    #[serde(default)]
+    is_ours: bool,
 }
 
 /// Fetches what the options select, and notes it in the document.
@@ -91,7 +96,8 @@ pub fn fetch(
     if files + others == 0 && !options.selection.is_all() {
         return Err(fail(Exit::NotFound, "no path of the backup matches"));
     }
-    let marker = FetchMarker {
+    let tree_root = tree_root(document, options)?;
+    let mut marker = FetchMarker {
         backup: document.header.the_backup()?.id,
         total_checksum: document
             .trailer
@@ -99,8 +105,9 @@ pub fn fetch(
             .map(|s| s.to_string())
             .unwrap_or_default(),
         is_complete: false,
+        is_ours: false,
     };
-    let target = prepare(options, &marker)?;
+    let target = prepare(options, &mut marker)?;
     check_space(document, options, &target, bytes)?;
     if !target.sets_owners() {
         progress.warn("not running as root: owners are not restored");
@@ -129,10 +136,30 @@ pub fn fetch(
         list_strangers(document, options, &target, progress)?;
     }
     finish(document, options, &target, &mut lost)?;
+    // A folder that another user made for us stays as it is: what is in it is all there.
+    if let Some(tree_root) = tree_root.filter(|_| marker.is_ours)
+        && let Err(error) = target.finish_root(tree_root)
+    {
+        let shown = options.target.display();
+        progress.warn(&format!("'{shown}' itself keeps its mode and owner: {error}"));
+    }
     target.sync().context("cannot bring the target to the disk")?;
     write_marker(&target, &FetchMarker { is_complete: lost.is_empty(), ..marker })?;
     progress.end();
     report(document, options, &target, &lost, files, bytes, progress)
+}
+
+/// What the target folder itself is to be given: nothing where only some paths are fetched.
+fn tree_root(document: &Document, options: &Options) -> anyhow::Result<Option<TreeRoot>> {
+    for component in document.trailer.components()? {
+        if component.kind == "tree"
+            && options.selection.is_whole(&component.name)
+            && let Some(root) = TreeRoot::recorded(&component)?
+        {
+            return Ok(Some(root));
+        }
+    }
+    Ok(None)
 }
 
 /// The folder of the backup that the document describes.
@@ -172,8 +199,8 @@ fn cannot_write(entry: &Entry) -> String {
     format!("cannot write '{}'", entry.path)
 }
 
-/// Makes sure that the target is there and may be written to.
-fn prepare(options: &Options, marker: &FetchMarker) -> anyhow::Result<Target> {
+/// Makes sure that the target is there and may be written to, and leaves the marker in it.
+fn prepare(options: &Options, marker: &mut FetchMarker) -> anyhow::Result<Target> {
     let path = &options.target;
     let shown = path.display();
     let refuse = |message: String| Failure::new(Exit::Usage, message);
@@ -200,14 +227,16 @@ fn prepare(options: &Options, marker: &FetchMarker) -> anyhow::Result<Target> {
     let found: Option<FetchMarker> =
         opened.read_own(FETCH_MARKER).and_then(|bytes| serde_json::from_slice(&bytes).ok());
     match (options.occupied, found) {
-        _ if is_free => {}
+        _ if is_free => marker.is_ours = true,
         (Occupied::Refuse, _) => {
             return Err(refuse(format!("'{shown}' is not empty"))
                 .hint("to go on with a fetch that was stopped: --resume")
                 .hint("to restore into what is there, which is put aside where replaced: --into")
                 .into());
         }
-        (Occupied::Resume, Some(found)) if found.backup == marker.backup => {}
+        (Occupied::Resume, Some(found)) if found.backup == marker.backup => {
+            marker.is_ours = found.is_ours;
+        }
         (Occupied::Resume, _) => {
             let message = format!("'{shown}' holds no stopped fetch of '{}'", marker.backup);
             return Err(refuse(message).into());

@@ -14,6 +14,7 @@ use bk_manifest::digest::Digest;
 use bk_manifest::entry::{Entry, Kind};
 use bk_manifest::path::RelPath;
 use bk_manifest::time::Time;
+use bk_manifest::tree_root::TreeRoot;
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, mkdirat, openat, statat,
     unlinkat,
@@ -306,6 +307,19 @@ impl Target {
         }
         let file = cursor.open_file(&entry.path)?;
         self.set_attributes(file.as_fd(), entry)
+    }
+
+    /// Gives the target folder itself what its tree's own folder had.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn finish_root(&self, root: TreeRoot) -> io::Result<()> {
+        if self.is_root {
+            let (user, group) = root.owner;
+            let owner = (Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
+            rustix::fs::fchown(self.root.as_fd(), owner.0, owner.1)?;
+        }
+        Ok(rustix::fs::fchmod(self.root.as_fd(), Mode::from_raw_mode(root.mode))?)
     }
 
     /// Removes a file that a dead fetch left unfinished.

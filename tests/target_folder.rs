@@ -1,0 +1,117 @@
+//! The folder that a tree was taken from, and the one that it is fetched into: mode and owner.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+
+use crate::harness::{Ended, Sandbox};
+
+/// A backup of a tree whose own folder has a mode, and as root also an owner, that no other has.
+fn backed_up() -> (Sandbox, Vec<u8>) {
+    let sandbox = Sandbox::new();
+    sandbox.write("events/a", "1");
+    let src = sandbox.path("src");
+    if rustix::process::geteuid().is_root() {
+        chown(&src, Some(1234), Some(2345)).unwrap();
+    }
+    fs::set_permissions(&src, fs::Permissions::from_mode(0o2751)).unwrap();
+    let document = sandbox.back_up();
+    (sandbox, document)
+}
+
+fn fetch(sandbox: &Sandbox, document: &[u8], target: &str, flags: &[&str]) -> Ended {
+    let fetch = [&["fetch", "--from", "dest", "--target", target][..], flags].concat();
+    sandbox.run("bk-push", &fetch, document)
+}
+
+fn attributes(sandbox: &Sandbox, folder: &str) -> (u32, u32, u32) {
+    let metadata = fs::metadata(sandbox.path(folder)).unwrap();
+    (metadata.mode() & 0o7777, metadata.uid(), metadata.gid())
+}
+
+#[test]
+fn a_folder_that_fetch_made_gets_what_the_trees_own_folder_had() {
+    let (sandbox, document) = backed_up();
+    fs::create_dir(sandbox.path("empty")).unwrap();
+    for (target, flags) in [
+        ("made", &[][..]),
+        ("empty", &["--into"]),
+        ("component", &["--into", "--component", "files"]),
+    ] {
+        fetch(&sandbox, &document, target, flags).expect(0);
+        assert_eq!(attributes(&sandbox, target), attributes(&sandbox, "src"), "{target}");
+    }
+}
+
+#[test]
+fn a_folder_that_is_in_use_keeps_what_it_has() {
+    let (sandbox, document) = backed_up();
+    fs::create_dir(sandbox.path("used")).unwrap();
+    fs::set_permissions(sandbox.path("used"), fs::Permissions::from_mode(0o711)).unwrap();
+    fs::write(sandbox.path("used/stranger"), "x").unwrap();
+    let before = attributes(&sandbox, "used");
+    fetch(&sandbox, &document, "used", &["--into"]).expect(0);
+    fetch(&sandbox, &document, "used", &["--resume"]).expect(0);
+    assert_eq!(attributes(&sandbox, "used"), before);
+    fetch(&sandbox, &document, "some", &["--path", "events"]).expect(0);
+    assert_ne!(attributes(&sandbox, "some"), attributes(&sandbox, "src"));
+    // Going on with all of it, in a folder that fetch made, is another matter.
+    fetch(&sandbox, &document, "some", &["--resume"]).expect(0);
+    assert_eq!(attributes(&sandbox, "some"), attributes(&sandbox, "src"));
+}
+
+#[test]
+fn named_paths_record_the_folder_too_and_a_prefix_is_an_entry() {
+    let (sandbox, _) = backed_up();
+    let add = ["bk-manifest", "add", "--root", "src"];
+    let new = ["bk-manifest", "new", "--app", "app"];
+    for (more, has_root) in [(&["events"][..], true), (&["--as", "prefix"], false)] {
+        let add = [&add[..], more].concat();
+        let push = ["bk-push", "--to", "dest"];
+        let document = sandbox.pipe(&[&new, &add, &push]).pop().unwrap().ok().json();
+        let root = &document["components"][0]["root"];
+        assert_eq!(root["mode"] == "2751", has_root, "{root}");
+        assert_eq!(root.is_null(), !has_root, "{root}");
+    }
+}
+
+/// As a manifest of an earlier version, which has no record of it.
+#[test]
+fn without_a_record_the_folder_is_left() {
+    let (sandbox, document) = backed_up();
+    let mut json: serde_json::Value = serde_json::from_slice(&document).unwrap();
+    json["components"][0].as_object_mut().unwrap().remove("root");
+    let script = "jq -cS 'del(.run,.verification,.files.manifest)' | sha256sum";
+    let sum = sandbox.run("sh", &["-c", script], json.to_string().as_bytes()).ok().text();
+    let sum = format!("sha256:{}", &sum[..64]);
+    let text = String::from_utf8(document).unwrap();
+    let root = text.find("\"root\":{\"mode\"").unwrap();
+    let end = root + text[root..].find('}').unwrap() + 1;
+    let begin = text[..root].rfind(',').unwrap();
+    let old = json["verification"]["total_checksum"].as_str().unwrap();
+    let document = (text[..begin].to_owned() + &text[end..]).replace(old, &sum);
+    let place = json["run"]["place"].as_str().unwrap();
+    fs::write(sandbox.path("dest").join(place), &document).unwrap();
+    let document = sandbox.latest();
+    fetch(&sandbox, &document, "old", &[]).expect(0);
+    assert_ne!(attributes(&sandbox, "old"), attributes(&sandbox, "src"));
+}
+
+#[test]
+fn a_folder_of_another_user_is_restored_into_all_the_same() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let (sandbox, document) = backed_up();
+    fs::write(sandbox.path("document"), document).unwrap();
+    sandbox.lend_tools();
+    let script = "chmod 0777 . tmp home; chmod -R a+rX dest document; mkdir -m 0777 theirs
+        PATH=$PWD/bin:$PATH setpriv --reuid=65534 --regid=65534 --clear-groups sh -c '
+        bk-push fetch --from dest --target theirs < document > fetched; echo $?
+        bk-push fetch --from dest --target mine < document > fetched; echo $?'";
+    let ended = sandbox.run("sh", &["-c", script], b"").expect(0);
+    assert_eq!(ended.text(), "0\n0\n", "{}", ended.stderr);
+    assert!(ended.stderr.contains("'theirs' itself keeps"), "{}", ended.stderr);
+    assert_eq!(fs::read(sandbox.path("theirs/events/a")).unwrap(), b"1");
+    assert_eq!(attributes(&sandbox, "theirs"), (0o777, 0, 0));
+    assert_eq!(attributes(&sandbox, "mine"), (0o2751, 65534, 65534));
+}
