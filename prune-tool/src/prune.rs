@@ -6,6 +6,7 @@ use bk_manifest::exit::{Exit, Failure, classify};
 use bk_manifest::lock::Lock;
 use bk_manifest::path::escape;
 use bk_manifest::progress::{Progress, Silent};
+use bk_manifest::time::Time;
 use bk_push::destination::Destination;
 
 use crate::plan::{Fate, Plan, Policy};
@@ -17,6 +18,9 @@ use crate::survey::Survey;
 /// How long a lock is waited for: a push of the same pipe may still be ending.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
+/// How often all is read before a run gives up because manifests vanish meanwhile: another series' prune
+/// takes them away.
+const READINGS: u32 = 5;
 
 /// How a run goes about it.
 #[derive(Clone, Debug)]
@@ -74,8 +78,25 @@ pub fn plan(
     options: &Options,
     progress: &dyn Progress,
 ) -> anyhow::Result<Plan> {
-    let survey = Survey::read(destination, options.policy.grace, Some(options.policy.now))?;
-    plan_from(destination, &survey, series, options, progress)
+    Ok(read(destination, Some(options.policy.now), series, options, progress)?.1)
+}
+
+/// Reads what is there and plans from it; again if a manifest that was there is gone by now.
+fn read(
+    destination: &dyn Destination,
+    clock: Option<Time>,
+    series: &str,
+    options: &Options,
+    progress: &dyn Progress,
+) -> anyhow::Result<(Survey, Plan)> {
+    let mut reading = 1;
+    loop {
+        let survey = Survey::read(destination, options.policy.grace, clock)?;
+        match plan_from(destination, &survey, series, options, progress) {
+            Err(_) if reading < READINGS && survey.is_outdated(destination)? => reading += 1,
+            plan => return plan.map(|plan| (survey, plan)),
+        }
+    }
 }
 
 fn plan_from(
@@ -132,10 +153,9 @@ pub fn prune(
     // With no grace time a mark is due as soon as all has been read again.
     let rounds = if grace.is_zero() { 2 } else { 1 };
     for round in 0..rounds {
-        let survey = Survey::read(destination, grace, None)?;
         // What there is to say was said in the first round.
         let progress = if round == 0 { progress } else { &Silent };
-        let plan = plan_from(destination, &survey, series, options, progress)?;
+        let (survey, plan) = read(destination, None, series, options, progress)?;
         let is_empty = plan.lines.is_empty();
         if options.accepts_missing && round == 0 {
             accept_missing(destination, &survey, (!is_empty).then_some(series))?;
@@ -347,6 +367,23 @@ mod tests {
             assert_eq!(classify(&error), Exit::Unmet);
         }
         assert!(store.names().iter().all(|name| !name.starts_with(".bk/")));
+    }
+
+    #[test]
+    fn another_series_prune_may_be_at_work() {
+        let (store, _) = chain();
+        let mut other = Made::new("2026-01-01T02:00:00Z");
+        other.series = "other".into();
+        let other = other.store(&store);
+        run(&store, last(1)).unwrap();
+        let manifest = other.manifest();
+        // The records are read behind all manifests, and before what they need.
+        let remove = Box::new(move |objects: &mut bk_push::memory::Objects, _: &mut Time| {
+            objects.remove(&manifest).unwrap();
+        });
+        store.before_reading(seen::FOLDER, remove);
+        store.advance(GRACE);
+        assert_eq!(run(&store, last(1)).unwrap().removed.len(), 2);
     }
 
     #[test]

@@ -109,6 +109,20 @@ impl Survey {
         seen::check(&self.seen, &self.known_ids())
     }
 
+    /// Whether a manifest that was listed is gone by now.
+    ///
+    /// # Errors
+    /// Those of the destination.
+    pub fn is_outdated(&self, destination: &dyn Destination) -> anyhow::Result<bool> {
+        for backup in &self.catalog.backups {
+            bk_manifest::signal::check()?;
+            if destination.stat(&backup.manifest.name)?.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Ids of the backups that are there, and of those that marks name.
     fn known_ids(&self) -> BTreeSet<&str> {
         let here = self.catalog.backups.iter().map(|backup| backup.id.as_str());

@@ -24,6 +24,8 @@ struct State {
     left: Option<u64>,
     /// Part of a name, and what happens just before the first change of such an object.
     accident: Option<(String, Accident)>,
+    /// The same before the first reading of such an object.
+    reading: Option<(String, Accident)>,
 }
 
 /// What happens to a destination behind the back of who uses it.
@@ -39,7 +41,7 @@ impl Memory {
     /// If that is no time.
     pub fn new(now: &str) -> Self {
         let (objects, now) = (BTreeMap::new(), now.parse().unwrap());
-        Memory(Mutex::new(State { objects, now, left: None, accident: None }))
+        Memory(Mutex::new(State { objects, now, left: None, accident: None, reading: None }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -70,6 +72,14 @@ impl Memory {
     /// If a test has panicked while it used this.
     pub fn before(&self, part: &str, accident: Accident) {
         self.state().accident = Some((part.to_owned(), accident));
+    }
+
+    /// Has something happen just before the first reading of an object whose name contains `part`.
+    ///
+    /// # Panics
+    /// If a test has panicked while it used this.
+    pub fn before_reading(&self, part: &str, accident: Accident) {
+        self.state().reading = Some((part.to_owned(), accident));
     }
 
     /// All objects, by name.
@@ -151,7 +161,11 @@ impl Destination for Memory {
     }
 
     fn read(&self, name: &str, range: Option<Range<u64>>) -> Result<Box<dyn Read + Send + '_>> {
-        let state = self.state();
+        let mut state = self.state();
+        let State { reading, objects, now, .. } = &mut *state;
+        if let Some((_, accident)) = reading.take_if(|(part, _)| name.contains(&**part)) {
+            accident(objects, now);
+        }
         let (bytes, _) =
             state.objects.get(name).ok_or_else(|| error(ErrorKind::NotFound, "read", name))?;
         let range = range.unwrap_or(0..u64::MAX);
