@@ -102,9 +102,14 @@ fn time<'de, A: MapAccess<'de>>(
 }
 
 /// Two decimal numbers with a colon between them.
-pub(crate) fn pair(text: &str) -> Option<(u32, u32)> {
+fn pair(text: &str) -> Option<(u32, u32)> {
     let (first, second) = text.split_once(':')?;
     Some((decimal(first)?, decimal(second)?))
+}
+
+/// A user and a group; the largest number is no id, to the system it means "as it is".
+pub(crate) fn user_and_group(text: &str) -> Option<(u32, u32)> {
+    pair(text).filter(|(user, group)| *user != u32::MAX && *group != u32::MAX)
 }
 
 /// A decimal number in its only form: no sign, no leading zero.
@@ -159,7 +164,7 @@ impl<'de> Visitor<'de> for EntryVisitor {
                 "device" => set(&mut device, "device", parsed(a, "device", pair)?)?,
                 "inode" => set(&mut inode, "inode", parsed(a, "inode", decimal::<u64>)?)?,
                 "mode" => set(&mut mode, "mode", parsed(a, "mode", octal_mode)?)?,
-                "owner" => set(&mut owner, "owner", parsed(a, "owner", pair)?)?,
+                "owner" => set(&mut owner, "owner", parsed(a, "owner", user_and_group)?)?,
                 "size" => set(&mut size, "size", integer(a, "size")?)?,
                 _ => {
                     let value = a.next_value::<Strict>()?.0;

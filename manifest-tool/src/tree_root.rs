@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::entry_read::{octal_mode, pair};
+use crate::entry_read::{octal_mode, user_and_group};
 use crate::manifest::Component;
 use crate::stream::Error;
 
@@ -44,7 +44,10 @@ impl TreeRoot {
         }
         let Some(value) = component.extra.get(FIELD) else { return Ok(None) };
         let root = Record::deserialize(value).ok().and_then(|record| {
-            Some(TreeRoot { mode: octal_mode(&record.mode)?, owner: pair(&record.owner)? })
+            Some(TreeRoot {
+                mode: octal_mode(&record.mode)?,
+                owner: user_and_group(&record.owner)?,
+            })
         });
         root.map(Some).ok_or_else(|| {
             Error::Malformed(format!("'root' of the component '{}' is malformed", component.name))
@@ -89,6 +92,7 @@ mod tests {
             json!({"mode": "755", "owner": "0:0"}),
             json!({"mode": "0755", "owner": "root:root"}),
             json!({"mode": "177777", "owner": "0:0"}),
+            json!({"mode": "0755", "owner": "0:4294967295"}),
         ] {
             assert!(TreeRoot::recorded(&component(&bad)).is_err(), "{bad}");
         }
