@@ -1,4 +1,5 @@
-//! The folder that a tree was taken from, and the one that it is fetched into: mode and owner.
+//! Mode and owner: of the folder that a tree was taken from and the one that it is fetched into, and
+//! where a system does not let them be set.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -114,4 +115,35 @@ fn a_folder_of_another_user_is_restored_into_all_the_same() {
     assert_eq!(fs::read(sandbox.path("theirs/events/a")).unwrap(), b"1");
     assert_eq!(attributes(&sandbox, "theirs"), (0o777, 0, 0));
     assert_eq!(attributes(&sandbox, "mine"), (0o2751, 65534, 65534));
+}
+
+/// As root of a container that knows no other user, or on a share whose server takes root for nobody.
+#[test]
+fn an_owner_that_cannot_be_set_costs_no_content() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    for name in ["mine", "theirs/run", "theirs/too"] {
+        sandbox.write(name, name);
+    }
+    let theirs = sandbox.path("src/theirs");
+    std::os::unix::fs::symlink("run", theirs.join("link")).unwrap();
+    for name in [theirs.clone(), theirs.join("run"), theirs.join("too"), theirs.join("link")] {
+        std::os::unix::fs::lchown(name, Some(1000), Some(1000)).unwrap();
+    }
+    fs::set_permissions(theirs.join("run"), fs::Permissions::from_mode(0o6755)).unwrap();
+    fs::write(sandbox.path("document"), sandbox.back_up()).unwrap();
+    let script = "unshare --user --map-root-user true || exit 77
+        unshare --user --map-root-user bk-push fetch --from dest --target back < document > fetched";
+    let ended = sandbox.run("sh", &["-c", script], b"");
+    if ended.code == 77 {
+        return;
+    }
+    let ended = ended.expect(3);
+    assert!(ended.stderr.contains("4 paths did not get their owner"), "{}", ended.stderr);
+    assert_eq!(fs::read(sandbox.path("back/theirs/too")).unwrap(), b"theirs/too");
+    assert_eq!(fs::read_link(sandbox.path("back/theirs/link")).unwrap().as_os_str(), "run");
+    // Root's own program it must not become.
+    assert_eq!(attributes(&sandbox, "back/theirs/run"), (0o755, 0, 0));
 }

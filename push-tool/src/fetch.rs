@@ -455,12 +455,16 @@ fn report(
         progress
             .warn(&format!("{} paths that were replaced are in .bk-replaced-*", target.replaced()));
     }
+    if target.unowned() > 0 {
+        let count = target.unowned();
+        progress.warn(&format!("{count} paths did not get their owner: it cannot be set here"));
+    }
     let shown = options.target.display();
     progress.note(&format!("fetched {files} files, {}, into '{shown}'", human_bytes(bytes)));
     let path = std::path::absolute(&options.target)?;
     let mut run = document.header.run()?;
     run.extra.insert("fetched".into(), json!(HostPath(path.as_os_str().as_bytes().to_vec())));
     document.header.set_run(&run);
-    let mine = if lost.is_empty() { Exit::Done } else { Exit::Partial };
+    let mine = if lost.is_empty() && target.unowned() == 0 { Exit::Done } else { Exit::Partial };
     Ok(document.trailer.worsen(mine)?)
 }

@@ -44,6 +44,7 @@ pub struct Target {
     aside: Option<RelPath>,
     next: AtomicU64,
     replaced: AtomicU64,
+    unowned: AtomicU64,
 }
 
 impl Target {
@@ -58,6 +59,7 @@ impl Target {
             aside,
             next: AtomicU64::new(0),
             replaced: AtomicU64::new(0),
+            unowned: AtomicU64::new(0),
         })
     }
 
@@ -74,6 +76,31 @@ impl Target {
     /// How many paths were moved aside.
     pub fn replaced(&self) -> u64 {
         self.replaced.load(Ordering::Relaxed)
+    }
+
+    /// How many paths did not get their owner although owners can be set here.
+    pub fn unowned(&self) -> u64 {
+        self.unowned.load(Ordering::Relaxed)
+    }
+
+    /// Sets an owner, by `change`; returns whether the path has it.
+    ///
+    /// Root cannot give every owner: not one that a container does not know, nor on a share whose
+    /// server takes root for nobody. The content is worth more than that.
+    fn set_owner(
+        &self,
+        owner: Option<(u32, u32)>,
+        change: impl Fn(Option<Uid>, Option<Gid>) -> rustix::io::Result<()>,
+    ) -> io::Result<bool> {
+        let Some((user, group)) = owner.filter(|_| self.is_root) else { return Ok(true) };
+        match change(Some(Uid::from_raw(user)), Some(Gid::from_raw(group))) {
+            Ok(()) => Ok(true),
+            Err(Errno::PERM | Errno::INVAL) => {
+                self.unowned.fetch_add(1, Ordering::Relaxed);
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Makes a folder and those above it; one that is there stays.
@@ -120,6 +147,7 @@ impl Target {
             aside: None,
             next: AtomicU64::new(0),
             replaced: AtomicU64::new(0),
+            unowned: AtomicU64::new(0),
         }
         .parent(&kept)
         .map(|(folder, name)| (folder, name.to_vec()))?;
@@ -271,10 +299,9 @@ impl Target {
         name: &[u8],
         entry: &Entry,
     ) -> io::Result<()> {
-        if let Some((user, group)) = entry.owner.filter(|_| self.is_root) {
-            let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
-            rustix::fs::chownat(folder, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
-        }
+        self.set_owner(entry.owner, |user, group| {
+            rustix::fs::chownat(folder, name, user, group, AtFlags::SYMLINK_NOFOLLOW)
+        })?;
         if let Some(times) = times(entry) {
             rustix::fs::utimensat(folder, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
         }
@@ -284,11 +311,10 @@ impl Target {
     /// Gives an open file or folder its owner, mode and times; in this order, for a change of owner
     /// clears bits of the mode.
     fn set_attributes(&self, fd: BorrowedFd<'_>, entry: &Entry) -> io::Result<()> {
-        if let Some((user, group)) = entry.owner.filter(|_| self.is_root) {
-            rustix::fs::fchown(fd, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))?;
-        }
+        let is_owned =
+            self.set_owner(entry.owner, |user, group| rustix::fs::fchown(fd, user, group))?;
         if let Some(mode) = entry.mode {
-            rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))?;
+            rustix::fs::fchmod(fd, allowed_mode(mode, is_owned))?;
         }
         if let Some(times) = times(entry) {
             rustix::fs::futimens(fd, &times)?;
@@ -314,12 +340,10 @@ impl Target {
     /// # Errors
     /// Those of the file system.
     pub fn finish_root(&self, root: TreeRoot) -> io::Result<()> {
-        if self.is_root {
-            let (user, group) = root.owner;
-            let owner = (Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
-            rustix::fs::fchown(self.root.as_fd(), owner.0, owner.1)?;
-        }
-        Ok(rustix::fs::fchmod(self.root.as_fd(), Mode::from_raw_mode(root.mode))?)
+        let fd = self.root.as_fd();
+        let is_owned =
+            self.set_owner(Some(root.owner), |user, group| rustix::fs::fchown(fd, user, group))?;
+        Ok(rustix::fs::fchmod(fd, allowed_mode(root.mode, is_owned))?)
     }
 
     /// Removes a file that a dead fetch left unfinished.
@@ -349,6 +373,11 @@ fn make_folder(above: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(openat(above, name, flags, Mode::empty())?)
+}
+
+/// A recorded mode; set-uid and set-gid were meant for the recorded owner alone.
+fn allowed_mode(mode: u32, is_owned: bool) -> Mode {
+    Mode::from_raw_mode(if is_owned { mode } else { mode & 0o1777 })
 }
 
 fn times(entry: &Entry) -> Option<Timestamps> {
