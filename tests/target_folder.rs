@@ -1,5 +1,5 @@
 //! Mode and owner: of the folder that a tree was taken from and the one that it is fetched into, and
-//! where a system does not let them be set.
+//! where a system does not let them be set. And names that it does not take.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -146,4 +146,38 @@ fn an_owner_that_cannot_be_set_costs_no_content() {
     assert_eq!(fs::read_link(sandbox.path("back/theirs/link")).unwrap().as_os_str(), "run");
     // Root's own program it must not become.
     assert_eq!(attributes(&sandbox, "back/theirs/run"), (0o755, 0, 0));
+}
+
+/// As from a file system that knows longer names than the target's.
+#[test]
+fn a_name_that_the_target_cannot_hold_costs_that_path_alone() {
+    let sandbox = Sandbox::new();
+    for name in ["kept", "much/deeper/kept", "LONG", "FOLDER/inside"] {
+        sandbox.write(name, name);
+    }
+    let document = String::from_utf8(sandbox.back_up()).unwrap();
+    let long = "n".repeat(300);
+    let document = document.replace("\"LONG\"", &format!("\"L{long}\""));
+    let document = document.replace("\"FOLDER", &format!("\"F{long}"));
+    // The sums by the recipes in README.
+    let sum = |filter: &str, text: &str| {
+        sandbox.run("sh", &["-c", filter], text.as_bytes()).ok().text()[..64].to_owned()
+    };
+    let old: serde_json::Value = serde_json::from_str(&document).unwrap();
+    let blocks = "jq -cS '.files.manifest[]' | split -l 1024 --filter=sha256sum | sha256sum";
+    let files = format!("sha256:{}", sum(blocks, &document));
+    let document = document.replace(old["files"]["checksum"].as_str().unwrap(), &files);
+    let all = "jq -cS 'del(.run,.verification,.files.manifest)' | sha256sum";
+    let total = format!("sha256:{}", sum(all, &document));
+    let recorded = old["verification"]["total_checksum"].as_str().unwrap();
+    let document = document.replace(recorded, &total).into_bytes();
+    let place = serde_json::from_slice::<serde_json::Value>(&document).unwrap()["run"]["place"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    fs::write(sandbox.path("dest").join(place), &document).unwrap();
+    let ended = fetch(&sandbox, &document, "back", &[]).expect(3);
+    assert_eq!(ended.stderr.matches("lost: '").count(), 3, "{}", ended.stderr);
+    assert_eq!(fs::read(sandbox.path("back/kept")).unwrap(), b"kept");
+    assert_eq!(fs::read(sandbox.path("back/much/deeper/kept")).unwrap(), b"much/deeper/kept");
 }

@@ -20,6 +20,7 @@ use bk_manifest::select::Selection;
 use bk_manifest::spool::Document;
 use bk_manifest::time::Time;
 use bk_manifest::tree_root::TreeRoot;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -114,6 +115,7 @@ pub fn fetch(
     }
     progress.begin("fetching", Some(bytes));
     let mut plan = Plan::default();
+    let mut lost = BTreeMap::new();
     for place in document.entries.places() {
         bk_manifest::signal::check()?;
         let (place, entry) = place?;
@@ -121,14 +123,19 @@ pub fn fetch(
             continue;
         }
         if entry.kind == Kind::Directory {
-            target.make_folders(entry.path.as_bytes()).with_context(|| cannot_write(&entry))?;
+            match target.make_folders(entry.path.as_bytes()) {
+                Err(error) if is_unnameable(&error) => {
+                    lost.insert(entry.path, error.to_string());
+                }
+                made => drop(made.with_context(|| cannot_write(&entry))?),
+            }
         } else if has_content(&entry, options) {
             let at =
                 entry.at.as_ref().with_context(|| format!("'{}' is not stored", entry.path))?;
             plan.push(&folders, at, place)?;
         }
     }
-    let restore = Restore { target: &target, progress, lost: Mutex::default() };
+    let restore = Restore { target: &target, progress, lost: Mutex::new(lost) };
     plan.run(&*store.destination, &document.entries, &restore)?;
     let mut lost: Vec<_> = restore.lost.into_inner().unwrap_or_default().into_iter().collect();
     // Before folders get their times: sweeping changes them.
@@ -197,6 +204,11 @@ fn has_content(entry: &Entry, options: &Options) -> bool {
 
 fn cannot_write(entry: &Entry) -> String {
     format!("cannot write '{}'", entry.path)
+}
+
+/// Whether a path cannot be on the target's file system, which costs that path alone.
+fn is_unnameable(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NAMETOOLONG | Errno::ILSEQ | Errno::INVAL))
 }
 
 /// Makes sure that the target is there and may be written to, and leaves the marker in it.
@@ -325,6 +337,15 @@ struct Restore<'a> {
     lost: Mutex<BTreeMap<RelPath, String>>,
 }
 
+impl Restore<'_> {
+    fn lose(&self, entry: &Entry, why: String) {
+        if let Ok(mut lost) = self.lost.lock() {
+            lost.insert(entry.path.clone(), why);
+        }
+        self.progress.advance(entry.size.unwrap_or(0), 1);
+    }
+}
+
 impl<'a> Receive for Restore<'a> {
     type Output = UnfinishedFile<'a>;
 
@@ -334,7 +355,13 @@ impl<'a> Receive for Restore<'a> {
             self.progress.advance(entry.size.unwrap_or(0), 1);
             return Ok(None);
         }
-        self.target.create(&entry.path).map(Some).with_context(|| cannot_write(entry))
+        match self.target.create(&entry.path) {
+            Err(error) if is_unnameable(&error) => {
+                self.lose(entry, error.to_string());
+                Ok(None)
+            }
+            file => file.map(Some).with_context(|| cannot_write(entry)),
+        }
     }
 
     fn end(
@@ -344,14 +371,15 @@ impl<'a> Receive for Restore<'a> {
         damage: Option<&str>,
     ) -> anyhow::Result<()> {
         match damage {
-            None => output.commit(entry).with_context(|| cannot_write(entry))?,
-            Some(damage) => {
-                if let Ok(mut lost) = self.lost.lock() {
-                    lost.insert(entry.path.clone(), damage.to_owned());
+            None => match output.commit(entry) {
+                Err(error) if is_unnameable(&error) => self.lose(entry, error.to_string()),
+                done => {
+                    done.with_context(|| cannot_write(entry))?;
+                    self.progress.advance(entry.size.unwrap_or(0), 1);
                 }
-            }
+            },
+            Some(damage) => self.lose(entry, damage.to_owned()),
         }
-        self.progress.advance(entry.size.unwrap_or(0), 1);
         Ok(())
     }
 }
@@ -363,7 +391,7 @@ fn finish(
     target: &Target,
     lost: &mut Vec<(RelPath, String)>,
 ) -> anyhow::Result<()> {
-    let lost_files: BTreeSet<RelPath> = lost.iter().map(|(path, _)| path.clone()).collect();
+    let lost_paths: BTreeSet<RelPath> = lost.iter().map(|(path, _)| path.clone()).collect();
     let mut open: Vec<Entry> = Vec::new();
     for entry in document.entries.iter() {
         bk_manifest::signal::check()?;
@@ -375,11 +403,13 @@ fn finish(
             target.finish(&folder).with_context(|| cannot_write(&folder))?;
         }
         if entry.kind == Kind::Directory {
-            open.push(entry);
+            if !lost_paths.contains(&entry.path) {
+                open.push(entry);
+            }
         } else if !has_content(&entry, options) {
             // What stands at a lost file's path is not what a link is to be linked to.
             let made = match &entry.kind {
-                Kind::Hardlink(first) if lost_files.contains(first) => {
+                Kind::Hardlink(first) if lost_paths.contains(first) => {
                     Err(io::Error::other("is a link to a lost file"))
                 }
                 _ => target.make_special(&entry),
