@@ -130,6 +130,42 @@ fn a_killed_fetch_is_resumed() {
     assert_same_tree(&snapshot(&sandbox.path("src")), &snapshot(&sandbox.path("back")));
 }
 
+/// What a kill can leave: a marker that has no name yet, and a part of a dump.
+#[test]
+fn what_a_killed_fetch_left_among_the_dumps_is_swept() {
+    let sandbox = Sandbox::new();
+    sandbox.write("a", "1");
+    fs::create_dir(sandbox.path("config")).unwrap();
+    fs::write(sandbox.path("config/x"), "x").unwrap();
+    let document = sandbox
+        .pipe(&[
+            &["bk-manifest", "new", "--app", "app"],
+            &["bk-dump", "archive", "--name", "config", "config"],
+            &["bk-manifest", "add", "--root", "src"],
+            &["bk-push", "--to", "dest"],
+        ])
+        .pop()
+        .unwrap()
+        .ok()
+        .stdout;
+    let fetch = ["fetch", "--from", "dest", "--target", "back"];
+    for (left, resume) in [
+        (".bk/.bk-tmp-1-0", &["--resume"][..]),
+        (".bk/config/.bk-tmp-1-2", &["--resume"]),
+        (".bk/.bk-tmp-1-0", &[]),
+    ] {
+        let left = sandbox.path("back").join(left);
+        fs::create_dir_all(left.parent().unwrap()).unwrap();
+        fs::write(&left, "part").unwrap();
+        sandbox.run("bk-push", &[&fetch[..], resume].concat(), &document).ok();
+        assert!(!left.exists(), "{left:?}");
+        assert!(sandbox.path("back/.bk/config/config.tar.zst").exists());
+        if left.ends_with("config/.bk-tmp-1-2") {
+            fs::remove_dir_all(sandbox.path("back")).unwrap();
+        }
+    }
+}
+
 #[test]
 fn a_push_whose_reader_died_commits_first_and_fails_quietly() {
     let sandbox = Sandbox::new();

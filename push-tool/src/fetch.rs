@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -139,6 +140,9 @@ pub fn fetch(
     plan.run(&*store.destination, &document.entries, &restore)?;
     let mut lost: Vec<_> = restore.lost.into_inner().unwrap_or_default().into_iter().collect();
     // Before folders get their times: sweeping changes them.
+    if options.occupied == Occupied::Resume || marker.is_ours {
+        sweep_own(&target, progress)?;
+    }
     if options.occupied != Occupied::Refuse {
         list_strangers(document, options, &target, progress)?;
     }
@@ -225,15 +229,13 @@ fn prepare(options: &Options, marker: &mut FetchMarker) -> anyhow::Result<Target
         return Err(refuse(message).into());
     }
     let own = path.join(".bk");
-    // An empty one is left by a fetch that was killed at once.
-    let is_empty = |folder: &Path, but: Option<&str>| -> io::Result<bool> {
+    let has_only = |folder: &Path, is_nothing: &dyn Fn(&OsStr) -> bool| -> io::Result<bool> {
         let mut names = std::fs::read_dir(folder)?;
-        Ok(!names.any(|entry| {
-            !entry.is_ok_and(|entry| Some(&*entry.file_name()) == but.map(OsStr::new))
-        }))
+        Ok(names.all(|entry| entry.is_ok_and(|entry| is_nothing(&entry.file_name()))))
     };
-    let has_own = is_empty(&own, None).is_ok_and(|is_empty| is_empty);
-    let is_free = is_empty(path, has_own.then_some(".bk"))
+    // One without a marker is left by a fetch that was killed at once.
+    let has_own = has_only(&own, &|name| is_unfinished(name.as_bytes())).is_ok_and(|is| is);
+    let is_free = has_only(path, &|name| has_own && name == ".bk")
         .with_context(|| format!("cannot read '{shown}'"))?;
     let opened = Target::open(path, None).with_context(|| format!("cannot open '{shown}'"))?;
     let found: Option<FetchMarker> =
@@ -457,12 +459,31 @@ fn list_strangers(
     if strangers > NAMES_SHOWN {
         progress.warn(&format!("{} more are not in the backup", strangers - NAMES_SHOWN));
     }
-    for path in swept {
+    sweep(target, swept, progress);
+    Ok(())
+}
+
+/// Sweeps what a dead fetch left among the dumps: a walk of the target passes them over.
+fn sweep_own(target: &Target, progress: &dyn Progress) -> anyhow::Result<()> {
+    let options =
+        scan::Options { paths: vec![RelPath::new(OWN_FOLDER)?], ..scan::Options::default() };
+    let mut swept = Vec::new();
+    scan::scan(target.root(), &options, &mut LeftOut::default(), progress, &mut |found| {
+        if found.is_file() && is_unfinished(found.path.file_name()) {
+            swept.push(found.path);
+        }
+        Ok(())
+    })?;
+    sweep(target, swept, progress);
+    Ok(())
+}
+
+fn sweep(target: &Target, unfinished: Vec<RelPath>, progress: &dyn Progress) {
+    for path in unfinished {
         if let Err(error) = target.remove_unfinished(&path) {
             progress.warn(&format!("cannot remove the unfinished '{path}': {error}"));
         }
     }
-    Ok(())
 }
 
 fn report(
@@ -474,7 +495,6 @@ fn report(
     bytes: u64,
     progress: &dyn Progress,
 ) -> anyhow::Result<Exit> {
-    use std::os::unix::ffi::OsStrExt;
     for (path, why) in lost.iter().take(NAMES_SHOWN) {
         progress.warn(&format!("lost: '{path}' {why}"));
     }
