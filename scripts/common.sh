@@ -47,8 +47,7 @@ hold_lock() {
 # Makes a folder that is missing, and says so. $1: its mode, $2: its name
 make_folder() {
   [[ ! -d $2 ]] || return 0
-  install -d -m "$1" -- "$2"
-  printf 'made         %s, with mode %s\n' "$2" "$1"
+  install -d -m "$1" -- "$2" && printf 'made         %s, with mode %s\n' "$2" "$1"
 }
 
 # Stops BACKUP_STOP_SERVICES, if there are any, by the Compose that bk-dump takes; `finish` starts them again.

@@ -33,18 +33,11 @@ plan() {
   done < <(sed -nE 's/^(components)? +([^ ]+) +([a-z]+) +(complete|partial) .*/\2 \3/p' "${work}/show" || true)
 }
 
-root=.
-
 # Puts back files, configuration and databases, in this order.
 put_back() {
-  local server=() database=() sqlite file env=${given["--env-file"]}
+  local server=() database=() sqlite
   touch -- "${work}/mark"
-  if [[ ${kinds} =~ sql|archive ]]; then
-    file=$(realpath -ms -- "${BACKUP_ROOT:-${BACKUP_SQLITE:-./bk}}") # never `beside` itself: that one is removed
-    make_folder 755 "${file%/*}/"
-    beside=$(mktemp -d -- "${file}.restore-XXXXXX")
-    bk-push fetch "${place[@]}" --target "${beside}" --path '.bk/**' <"${work}/manifest" >"${work}/dumps"
-  fi
+  [[ -z ${stage} ]] || fetch_dumps
   if [[ ${kinds} == *postgresql* ]]; then # before anything is stopped or replaced
     server=(--url-env "${BACKUP_POSTGRES#url:}")
     [[ ${BACKUP_POSTGRES} == url:* ]] || server=(--via "${BACKUP_POSTGRES%%/*}") database=(--database "${BACKUP_POSTGRES#*/}")
@@ -64,22 +57,7 @@ put_back() {
     [[ ${lost} == [03] ]] || exit "${lost}"
     [[ ${lost} == 3 ]] || bk-verify --against "${BACKUP_ROOT}" "${trees[@]}" <"${work}/manifest" >"${work}/compared"
   fi
-  if [[ ${kinds} == *archive* && ${secrets} == yes ]]; then
-    bk-dump restore --from "${beside}" --into "${beside}/config" <"${work}/dumps" >"${work}/restored"
-    while IFS= read -r -d '' file; do
-      # Whatever name it has there, or here. And a folder that is there is left out: tar would close it to others
-      # until it has finished; but below / links to folders are the host's own, and stay.
-      [[ -z ${env} || -n ${given["--force-config"]} || ! ${root}/${file} -ef ${env} ]] || continue
-      [[ -L ${beside}/config/${file} || ! -d ${beside}/config/${file} || ! -d ${root}/${file} ]] \
-        || [[ -L ${root}/${file} && ${root} != / ]] || continue
-      printf './%s\0' "${file}"
-    done < <(find "${beside}/config" -mindepth 1 -printf '%P\0' || true) >"${work}/members"
-    tar -C "${beside}/config" --no-recursion --null -T "${work}/members" -cf "${beside}/config.tar"
-    make_folder 700 "${root}"
-    state=${half}
-    tar -C "${root}" -xvpf "${beside}/config.tar" --no-overwrite-dir --backup=simple \
-      --suffix=".before-$(date -u +%Y%m%dT%H%M%S.%3NZ || true)" >"${work}/unpacked"
-  fi
+  [[ ${kinds} != *archive* || ${secrets} != yes ]] || unpack_config
   if [[ ${kinds} == *sqlite* ]]; then
     sqlite=$(realpath -m -- "${BACKUP_SQLITE}") # now that a link to it is back
     make_folder 700 "${sqlite%/*}"
@@ -95,4 +73,21 @@ put_back() {
     bash -c "${BACKUP_MIGRATE}" || exit 1 # its own codes mean something else
   fi
   say_aside || true # all the same it is there
+}
+
+# Names what was put aside since `mark` was made, in one line.
+say_aside() {
+  local names=() folder
+  [[ -e ${work}/mark ]] || return 0
+  folder=$(dirname -- "$(realpath -m -- "${BACKUP_SQLITE:-.}" || true)")
+  # shellcheck disable=SC2312 # what cannot be named is there all the same
+  {
+    [[ -z ${BACKUP_ROOT:-} ]] || find "${BACKUP_ROOT}" -maxdepth 1 -newercm "${work}/mark" -name '.bk-replaced-*' || true
+    [[ -z ${BACKUP_SQLITE:-} ]] || find "${folder}" -maxdepth 1 -newercm "${work}/mark" -name '*.before-*' || true
+    [[ ! -e ${work}/unpacked ]] || sed -n "s|^Renaming .* to ['\`]\./\(.*\)'\$|\1|p" "${work}/unpacked" \
+      | xargs -rd '\n' -I{} printf '%s\n' "${root%/}/{}"
+  } 2>/dev/null | sort -u >"${work}/aside"
+  mapfile -t names <"${work}/aside"
+  ((${#names[@]} == 0)) || printf 'put aside    %s\n' "${names[*]@Q}"
+  rm -- "${work}/mark"
 }

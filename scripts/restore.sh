@@ -15,27 +15,15 @@ here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}" || true)")
 source "${here}/common.sh"
 # shellcheck source=scripts/restore-steps.sh
 source "${here}/restore-steps.sh"
+# shellcheck source=scripts/restore-stage.sh
+source "${here}/restore-stage.sh"
+# shellcheck source=scripts/restore-config.sh
+source "${here}/restore-config.sh"
 
 # Sets `answer` to a line from the terminal. $1: the question, $2: the option that answers it.
 ask() {
   [[ -t 0 ]] || { exec </dev/tty; } 2>/dev/null || fail "there is no terminal to ask on; answer with $2"
   read -r -p "$1 " answer || answer=''
-}
-
-# Names what was put aside since `mark` was made, in one line.
-say_aside() {
-  local names=() folder
-  [[ -e ${work}/mark ]] || return 0
-  folder=$(dirname -- "$(realpath -m -- "${BACKUP_SQLITE:-.}" || true)")
-  {
-    [[ -z ${BACKUP_ROOT:-} ]] || find "${BACKUP_ROOT}" -maxdepth 1 -newercm "${work}/mark" -name '.bk-replaced-*' || true
-    [[ -z ${BACKUP_SQLITE:-} ]] || find "${folder}" -maxdepth 1 -newercm "${work}/mark" -name '*.before-*' || true
-    [[ ! -e ${work}/unpacked ]] || sed -n "s|^Renaming .* to ['\`]\./\(.*\)'\$|\1|p" "${work}/unpacked" \
-      | xargs -rd '\n' -I{} printf '%s\n' "${root%/}/{}"
-  } 2>/dev/null | sort -u >"${work}/aside"
-  mapfile -t names <"${work}/aside"
-  ((${#names[@]} == 0)) || printf 'put aside    %s\n' "${names[*]@Q}"
-  rm -- "${work}/mark"
 }
 
 main() {
@@ -73,13 +61,9 @@ main() {
   fi
   app=${BACKUP_APP:-}
   grep -Eq "^application  ${app//./[.]}( |\$)" "${work}/show" || fail "this is no backup of ${app}"
-  # Names in BACKUP_CONFIG_FILES are relative to the env file's folder, or absolute.
-  if [[ ${BACKUP_CONFIG_FILES:-} == /* ]]; then
-    root=/
-  else
-    root=$(realpath -ms -- "${given["--env-file"]:-x}/..")
-  fi
+  choose_root
   plan
+  choose_stage
   [[ -z ${given["--dry-run"]} ]] || exit 0
   answer=${given["--confirm"]}
   [[ -n ${answer} ]] || ask "Type the application's name to go on:" '--confirm NAME'

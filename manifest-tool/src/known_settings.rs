@@ -155,7 +155,7 @@ pub const SETTINGS: &[(&str, &[Setting])] = &[
             setting("BACKUP_MANIFEST_FORMAT", Kind::Choice(&["json", "yaml"]), "Form of the stored manifest")
                 .default("json"),
             setting("BACKUP_COMPRESSION", BOOLEAN, "Compress what is stored").default("true").later(&["false"]),
-            text("BK_STAGE", "Folder for dumps until they are stored; unset means one in the state folder")
+            text("BK_STAGE", "Folder for dumps until they are stored, or restored; unset means one in the state folder, or,\nfor a restore, one beside BACKUP_ROOT")
                 .example("/var/tmp/bk"),
         ],
     ),

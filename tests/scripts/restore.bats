@@ -92,19 +92,19 @@ at_terminal() {
 @test "the order: stop, files, compare, configuration, database, start" {
   run --separate-stderr -0 "${restore}" --env-file "${srv}/app.env" latest --confirm app --secrets yes
   [[ ${output} == *'restore.sh: ok backup-20260428-022150-a1b2c3d4 is restored' && -z ${stderr} ]]
-  run -0 sed -E 's/\.restore-[^ /]*/.restore-X/g' "${FAKE}/calls"
+  run -0 sed -E 's/\.bk-restore-app\.[[:alnum:]]{10}/STAGE/g' "${FAKE}/calls"
   diff - <(echo "${output}") <<END
 bk-manifest settings --require BACKUP_DESTINATION_PATH --env-file ${srv}/app.env --require BACKUP_APP
 bk-push manifest latest --from /dest
 bk-verify --from /dest --level present
 bk-manifest show $(sed -n 's/^bk-manifest show //p' "${FAKE}/calls")
-bk-push fetch --from /dest --target ${srv}/files.restore-X --path .bk/**
+bk-push fetch --from /dest --target ${srv}/STAGE --path .bk/**
 docker compose stop api worker
-bk-dump restore --dry-run --from ${srv}/files.restore-X --to ${srv}/app.db --replace
+bk-dump restore --dry-run --from ${srv}/STAGE --to ${srv}/app.db --replace
 bk-push fetch --from /dest --target ${srv}/files --into --component files
 bk-verify --against ${srv}/files --component files
-bk-dump restore --from ${srv}/files.restore-X --into ${srv}/files.restore-X/config
-bk-dump restore --from ${srv}/files.restore-X --to ${srv}/app.db --replace
+bk-dump restore --from ${srv}/STAGE --into ${srv}/STAGE/config
+bk-dump restore --from ${srv}/STAGE --to ${srv}/app.db --replace
 docker compose start api worker
 END
   [[ $(ls -A "${srv}") == files ]]
@@ -308,4 +308,22 @@ END
   echo 2 >"${FAKE}/codes/bk-manifest-settings"
   run -2 "${restore}" latest --confirm app
   [[ $(calls) == 'bk-manifest settings' ]]
+}
+
+@test "BK_STAGE names another place for what is fetched first, and it is said where no place will do" {
+  sed -i "s|^BACKUP_ROOT=.*|BACKUP_ROOT=/proc/files|" "${FAKE}/settings"
+  run --separate-stderr -2 "${restore}" latest --confirm app --secrets no
+  [[ ${stderr} == *"dumps and archives cannot be fetched into '/proc'; BK_STAGE can name another folder"*'nothing was replaced' ]]
+  run ! grep -E '^(bk-push fetch|docker)' "${FAKE}/calls"
+  sed -i "s|^BACKUP_ROOT=.*|BACKUP_ROOT=${srv}/files|" "${FAKE}/settings"
+  echo "BK_STAGE=${srv}/new/stage" >>"${FAKE}/settings"
+  run -0 "${restore}" latest --dry-run
+  [[ ${output} == *"plan         dumps, archives  first into a folder in ${srv}/new/stage"* && ! -e ${srv}/new ]]
+  run -0 "${restore}" latest --confirm app --secrets no
+  grep -E "^bk-push fetch .* ${srv}/new/stage/\.bk-restore-app\.[^ /]* --path" "${FAKE}/calls"
+  [[ -z $(ls -A "${srv}/new/stage") && $(stat -c %a "${srv}/new/stage") == 700 ]]
+  # What is too small is known only now.
+  echo 1 >"${FAKE}/codes/bk-push-fetch"
+  run --separate-stderr -1 "${restore}" latest --confirm app --secrets no
+  [[ ${stderr} == *"if ${srv}/new/stage is too small, BK_STAGE can name another folder"*'nothing was replaced' ]]
 }

@@ -1,0 +1,34 @@
+# shellcheck shell=bash disable=SC2154,SC2034
+# How restore.sh puts configuration back. It is sourced, and works with the variables of main: given.
+
+root=.
+
+# Sets `root`: names in BACKUP_CONFIG_FILES are relative to the env file's folder, or absolute.
+choose_root() {
+  root=/
+  [[ ${BACKUP_CONFIG_FILES:-} == /* ]] || root=$(realpath -ms -- "${given["--env-file"]:-x}/..")
+}
+
+# Lists in `members` what of the unpacked archive is to be put in place.
+list_members() {
+  local file env=${given["--env-file"]}
+  while IFS= read -r -d '' file; do
+    # Whatever name it has there, or here. And a folder that is there is left out: tar would close it to others
+    # until it has finished; but below / links to folders are the host's own, and stay.
+    [[ -z ${env} || -n ${given["--force-config"]} || ! ${root}/${file} -ef ${env} ]] || continue
+    [[ -L ${beside}/config/${file} || ! -d ${beside}/config/${file} || ! -d ${root}/${file} ]] \
+      || [[ -L ${root}/${file} && ${root} != / ]] || continue
+    printf './%s\0' "${file}"
+  done < <(find "${beside}/config" -mindepth 1 -printf '%P\0' || true) >"${work}/members"
+}
+
+# Unpacks the archive and puts it in place; what is replaced is put aside.
+unpack_config() {
+  bk-dump restore --from "${beside}" --into "${beside}/config" <"${work}/dumps" >"${work}/restored"
+  list_members
+  tar -C "${beside}/config" --no-recursion --null -T "${work}/members" -cf "${beside}/config.tar"
+  make_folder 700 "${root}"
+  state=${half}
+  tar -C "${root}" -xvpf "${beside}/config.tar" --no-overwrite-dir --backup=simple \
+    --suffix=".before-$(date -u +%Y%m%dT%H%M%S.%3NZ || true)" >"${work}/unpacked"
+}

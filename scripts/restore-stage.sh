@@ -1,0 +1,29 @@
+# shellcheck shell=bash disable=SC2154
+# The folder that restore.sh fetches dumps and archives into before it replaces anything. It is sourced, and works
+# with the variables of main: app, kinds, place.
+
+stage=''
+
+# Sets `stage` to where that folder is made, and says it; fails if nothing can be made there.
+choose_stage() {
+  local above
+  [[ ${kinds} =~ sql|archive ]] || return 0
+  stage=$(realpath -ms -- "${BK_STAGE:-${BACKUP_ROOT:-${BACKUP_SQLITE:-./bk}}/..}")
+  above=${stage}
+  until [[ -e ${above} || -L ${above} ]]; do above=$(dirname -- "${above}"); done
+  [[ -d ${above} && -w ${above} && -x ${above} ]] || fail "${no_stage} '${above}'; ${other_stage}"
+  printf 'plan         dumps, archives  first into a folder in %s\n' "${stage}"
+}
+
+no_stage='dumps and archives cannot be fetched into' other_stage='BK_STAGE can name another folder'
+
+# Fetches dumps and archives into a new folder, `beside`, which `finish` removes.
+fetch_dumps() {
+  local code=0 mode=755
+  [[ -z ${BK_STAGE:-} ]] || mode=700 # else it is the application's
+  make_folder "${mode}" "${stage}" || fail "${no_stage} '${stage}'; ${other_stage}"
+  beside=$(mktemp -d -- "${stage%/}/.bk-restore-${app}.XXXXXXXXXX") || fail "${no_stage} '${stage}'; ${other_stage}"
+  bk-push fetch "${place[@]}" --target "${beside}" --path '.bk/**' <"${work}/manifest" >"${work}/dumps" || code=$?
+  [[ ${code} != 1 ]] || printf '%s: hint: if %s is too small, %s\n' "${self}" "${stage}" "${other_stage}" >&2
+  return "${code}"
+}
