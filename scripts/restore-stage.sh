@@ -19,10 +19,16 @@ no_stage='dumps and archives cannot be fetched into' other_stage='BK_STAGE can n
 
 # Fetches dumps and archives into a new folder, `beside`, which `finish` removes.
 fetch_dumps() {
-  local code=0 mode=755
+  local old code=0 held mode=755
   [[ -z ${BK_STAGE:-} ]] || mode=700 # else it is the application's
   make_folder "${mode}" "${stage}" || fail "${no_stage} '${stage}'; ${other_stage}"
+  for old in "${stage%/}/.bk-restore-${app}".*; do
+    # One that a restore left when it was killed: a living one, or a step that outlived it, holds its folder.
+    [[ ${old#"${stage%/}/.bk-restore-${app}."} =~ ^[[:alnum:]]{10}$ && -d ${old} && ! -L ${old} && -O ${old} ]] || continue
+    ! flock -n -- "${old}" rm -rf -- "${old}" || printf 'removed      %s, which a killed restore left\n' "${old}"
+  done
   beside=$(mktemp -d -- "${stage%/}/.bk-restore-${app}.XXXXXXXXXX") || fail "${no_stage} '${stage}'; ${other_stage}"
+  { exec {held}<"${beside}" && flock -n "${held}"; } 2>/dev/null || true # where there are no locks nothing is swept
   bk-push fetch "${place[@]}" --target "${beside}" --path '.bk/**' <"${work}/manifest" >"${work}/dumps" || code=$?
   [[ ${code} != 1 ]] || printf '%s: hint: if %s is too small, %s\n' "${self}" "${stage}" "${other_stage}" >&2
   return "${code}"

@@ -327,3 +327,26 @@ END
   run --separate-stderr -1 "${restore}" latest --confirm app --secrets no
   [[ ${stderr} == *"if ${srv}/new/stage is too small, BK_STAGE can name another folder"*'nothing was replaced' ]]
 }
+
+@test "what a killed restore fetched is removed by the next one, and nothing else" {
+  local old mine other file link name living
+  echo 'BACKUP_MIGRATE=kill -KILL "${PPID}"' >>"${FAKE}/settings"
+  run -137 "${restore}" latest --confirm app --secrets yes
+  old=$(echo "${srv}"/.bk-restore-app.*)
+  [[ -d ${old} ]]
+  sed -i '/MIGRATE/d' "${FAKE}/settings"
+  other=${srv}/.bk-restore-app.b.0123456789 name=${srv}/.bk-restore-app.mine mine=${srv}/.bk-restore-app.mine-12345
+  file=${srv}/.bk-restore-app.012345678f link=${srv}/.bk-restore-app.012345678k living=${srv}/.bk-restore-app.0123456789
+  mkdir "${other}" "${name}" "${mine}" "${living}" "${srv}/elsewhere"
+  touch "${file}" "${srv}/elsewhere/kept"
+  ln -s elsewhere "${link}"
+  exec 7<"${living}" # a step that outlived its script still writes there
+  flock 7
+  run -0 "${restore}" latest --confirm app --secrets yes
+  [[ ${output} == *"removed      ${old}, which a killed restore left"* && ! -e ${old} ]]
+  [[ -d ${other} && -d ${name} && -d ${mine} && -e ${file} && -L ${link} && -e ${srv}/elsewhere/kept && -d ${living} ]]
+  exec 7<&-
+  run -0 "${restore}" latest --confirm app --secrets yes
+  [[ ! -e ${living} ]]
+  [[ $(grep -c removed <<<"${output}") == 1 ]]
+}
