@@ -17,9 +17,22 @@ choose_stage() {
 
 no_stage='dumps and archives cannot be fetched into' other_stage='BK_STAGE can name another folder'
 
+# Fetches them there. $1: the folder; the rest: more arguments
+fetch_into() {
+  local code=0
+  bk-push fetch "${place[@]}" --target "$1" --path '.bk/**' "${@:2}" <"${work}/manifest" >"${work}/dumps" || code=$?
+  [[ ${code} != 1 ]] || printf '%s: hint: if %s is too small, %s\n' "${self}" "${stage}" "${other_stage}" >&2
+  return "${code}"
+}
+
+# Finds out whether they can be fetched; makes nothing.
+check_stage() {
+  [[ -z ${stage} ]] || fetch_into "${stage%/}/.bk-restore-${app}.new" --dry-run
+}
+
 # Fetches dumps and archives into a new folder, `beside`, which `finish` removes.
 fetch_dumps() {
-  local old code=0 held mode=755
+  local old held mode=755
   [[ -z ${BK_STAGE:-} ]] || mode=700 # else it is the application's
   make_folder "${mode}" "${stage}" || fail "${no_stage} '${stage}'; ${other_stage}"
   for old in "${stage%/}/.bk-restore-${app}".*; do
@@ -29,7 +42,5 @@ fetch_dumps() {
   done
   beside=$(mktemp -d -- "${stage%/}/.bk-restore-${app}.XXXXXXXXXX") || fail "${no_stage} '${stage}'; ${other_stage}"
   { exec {held}<"${beside}" && flock -n "${held}"; } 2>/dev/null || true # where there are no locks nothing is swept
-  bk-push fetch "${place[@]}" --target "${beside}" --path '.bk/**' <"${work}/manifest" >"${work}/dumps" || code=$?
-  [[ ${code} != 1 ]] || printf '%s: hint: if %s is too small, %s\n' "${self}" "${stage}" "${other_stage}" >&2
-  return "${code}"
+  fetch_into "${beside}"
 }

@@ -33,11 +33,18 @@ plan() {
   done < <(sed -nE 's/^(components)? +([^ ]+) +([a-z]+) +(complete|partial) .*/\2 \3/p' "${work}/show" || true)
 }
 
+# Finds out whether the files can be put back; replaces nothing. A disk may be too small.
+check_files() {
+  [[ ${kinds} != *tree* ]] \
+    || bk-push fetch --dry-run "${place[@]}" --target "${BACKUP_ROOT}" --into "${trees[@]}" <"${work}/manifest" >"${work}/checked"
+}
+
 # Puts back files, configuration and databases, in this order.
 put_back() {
   local server=() database=() sqlite
   touch -- "${work}/mark"
   [[ -z ${stage} ]] || fetch_dumps
+  check_files
   if [[ ${kinds} == *postgresql* ]]; then # before anything is stopped or replaced
     server=(--url-env "${BACKUP_POSTGRES#url:}")
     [[ ${BACKUP_POSTGRES} == url:* ]] || server=(--via "${BACKUP_POSTGRES%%/*}") database=(--database "${BACKUP_POSTGRES#*/}")

@@ -64,7 +64,11 @@ main() {
   choose_root
   plan
   choose_stage
-  [[ -z ${given["--dry-run"]} ]] || exit 0
+  if [[ -n ${given["--dry-run"]} ]]; then
+    check_stage
+    check_files
+    exit 0
+  fi
   answer=${given["--confirm"]}
   [[ -n ${answer} ]] || ask "Type the application's name to go on:" '--confirm NAME'
   [[ ${answer} == "${app}" ]] || fail "'${answer}' is not the application's name; nothing was touched"

@@ -284,10 +284,14 @@ fn a_full_target_is_told_before_anything_is_written() {
     sandbox.write("f", noise(6, 8 << 20));
     let document = sandbox.back_up();
     fs::write(sandbox.path("document"), document).unwrap();
-    let script = "bk-push fetch --from dest --target small/back < document > out.json; echo $?
+    let script = "fetch() { bk-push fetch --from dest \"$@\" < document > out.json; echo $?; }
+        fetch --dry-run --target small/new/back; ls -A small
+        fetch --dry-run --target dest/back; fetch --dry-run --target src; ls -A src
+        fetch --dry-run --target src --into; fetch --dry-run --target /proc/back
+        fetch --target small/back
         find small -type f ! -path '*/.bk/*' | wc -l";
     let ended = with_small_disk(&sandbox, 3000, script).expect(0);
-    assert_eq!(ended.text(), "1\n0\n", "{}", ended.stderr);
+    assert_eq!(ended.text(), "1\n2\n2\nf\n0\n1\n1\n0\n", "{}", ended.stderr);
     assert!(ended.stderr.contains("are needed"), "{}", ended.stderr);
 }
 

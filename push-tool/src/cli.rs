@@ -136,6 +136,9 @@ struct FetchArgs {
     /// Restore into a folder that is not empty; what is replaced is put aside
     #[arg(long)]
     into: bool,
+    /// Only find out whether the target can take it: its state, its space
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// The part of the arguments that the shell needs.
@@ -318,6 +321,7 @@ fn run_fetch(args: &FetchArgs, console: &Console) -> anyhow::Result<Exit> {
             (_, true) => Occupied::Into,
             _ => Occupied::Refuse,
         },
+        is_dry: args.dry_run,
         now: Time::now(),
     };
     let input = console

@@ -21,6 +21,7 @@ use bk_manifest::select::Selection;
 use bk_manifest::spool::Document;
 use bk_manifest::time::Time;
 use bk_manifest::tree_root::TreeRoot;
+use rustix::fs::Access;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -53,6 +54,8 @@ pub struct Options {
     pub selection: Selection,
     /// What to do if the folder is not empty.
     pub occupied: Occupied,
+    /// Only find out whether it can be done.
+    pub is_dry: bool,
     /// The time, for the name of what is put aside.
     pub now: Time,
 }
@@ -109,8 +112,13 @@ pub fn fetch(
         is_complete: false,
         is_ours: false,
     };
+    if options.is_dry {
+        rehearse(document, options, &mut marker, bytes)?;
+        return Ok(document.trailer.worsen(Exit::Done)?);
+    }
     let target = prepare(options, &mut marker)?;
-    check_space(document, options, &target, bytes)?;
+    let bytes_there = bytes_there(document, options, &target)?;
+    check_space(&target, bytes.saturating_sub(bytes_there))?;
     if !target.sets_owners() {
         progress.warn("not running as root: owners are not restored");
     }
@@ -215,19 +223,53 @@ fn is_unnameable(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NAMETOOLONG | Errno::ILSEQ | Errno::INVAL))
 }
 
-/// Makes sure that the target is there and may be written to, and leaves the marker in it.
-fn prepare(options: &Options, marker: &mut FetchMarker) -> anyhow::Result<Target> {
+/// Fails where a fetch would fail before it writes a file. Touches nothing: a target that is not
+/// there is looked at where it would be made.
+fn rehearse(
+    document: &Document,
+    options: &Options,
+    marker: &mut FetchMarker,
+    mut bytes: u64,
+) -> anyhow::Result<()> {
+    let path = std::path::absolute(&options.target)?;
+    let there = path.ancestors().find(|there| std::fs::symlink_metadata(there).is_ok());
+    let there = there.unwrap_or(&path);
+    let shown = there.display();
+    if there == path {
+        check_target(options, marker)?;
+    } else {
+        refuse_destination(there)?;
+    }
+    let target = Target::open(there, None).with_context(|| format!("cannot open '{shown}'"))?;
+    rustix::fs::access(there, Access::WRITE_OK | Access::EXEC_OK)
+        .map_err(io::Error::from)
+        .with_context(|| format!("cannot write to '{shown}'"))?;
+    if there == path {
+        bytes = bytes.saturating_sub(bytes_there(document, options, &target)?);
+    }
+    check_space(&target, bytes)
+}
+
+/// Refuses a folder of a destination as the target.
+fn refuse_destination(path: &Path) -> anyhow::Result<()> {
+    let shown = path.display();
+    let absolute = std::fs::canonicalize(path).with_context(|| format!("cannot open '{shown}'"))?;
+    match absolute.ancestors().find(|above| above.join(scan::DESTINATION_MARKER).exists()) {
+        None => Ok(()),
+        Some(above) => {
+            let above = above.display();
+            let message = format!("'{shown}' lies in the backup destination '{above}'");
+            Err(fail(Exit::Usage, message))
+        }
+    }
+}
+
+/// Makes sure that a target that is there may be written to, and says in the marker whose it is.
+fn check_target(options: &Options, marker: &mut FetchMarker) -> anyhow::Result<()> {
     let path = &options.target;
     let shown = path.display();
     let refuse = |message: String| Failure::new(Exit::Usage, message);
-    atomic::create_folders(path, 0o700).with_context(|| format!("cannot make '{shown}'"))?;
-    let absolute = std::fs::canonicalize(path).with_context(|| format!("cannot open '{shown}'"))?;
-    if let Some(above) =
-        absolute.ancestors().find(|above| above.join(scan::DESTINATION_MARKER).exists())
-    {
-        let message = format!("'{shown}' lies in the backup destination '{}'", above.display());
-        return Err(refuse(message).into());
-    }
+    refuse_destination(path)?;
     let own = path.join(".bk");
     let has_only = |folder: &Path, is_nothing: &dyn Fn(&OsStr) -> bool| -> io::Result<bool> {
         let mut names = std::fs::read_dir(folder)?;
@@ -261,6 +303,15 @@ fn prepare(options: &Options, marker: &mut FetchMarker) -> anyhow::Result<Target
         }
         (Occupied::Into, _) => {}
     }
+    Ok(())
+}
+
+/// Makes sure that the target is there and may be written to, and leaves the marker in it.
+fn prepare(options: &Options, marker: &mut FetchMarker) -> anyhow::Result<Target> {
+    let path = &options.target;
+    let shown = path.display();
+    atomic::create_folders(path, 0o700).with_context(|| format!("cannot make '{shown}'"))?;
+    check_target(options, marker)?;
     let aside = match options.occupied {
         Occupied::Refuse => None,
         Occupied::Resume | Occupied::Into => {
@@ -304,20 +355,21 @@ fn refuse_own_names(entry: &Entry) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn check_space(
-    document: &Document,
-    options: &Options,
-    target: &Target,
-    mut bytes: u64,
-) -> anyhow::Result<()> {
+/// How much of what is to be fetched is at its place already.
+fn bytes_there(document: &Document, options: &Options, target: &Target) -> anyhow::Result<u64> {
+    let mut bytes = 0u64;
     if options.occupied != Occupied::Refuse {
         for entry in document.entries.iter() {
             let entry = entry?;
             if options.selection.matches(&entry) && has_content(&entry, options) {
-                bytes = bytes.saturating_sub(target.size_there(&entry));
+                bytes = bytes.saturating_add(target.size_there(&entry));
             }
         }
     }
+    Ok(bytes)
+}
+
+fn check_space(target: &Target, bytes: u64) -> anyhow::Result<()> {
     let space = rustix::fs::fstatvfs(target.root().as_fd()).map_err(io::Error::from)?;
     let free = space.f_bavail.saturating_mul(space.f_frsize);
     if free < bytes {

@@ -31,7 +31,7 @@ END
 
 # Fails if anything but looking was done.
 nothing_was_touched() {
-  run ! grep -vE '^(bk-manifest (settings|show)|bk-push (list|manifest)|bk-verify --from /dest --level present)' "${FAKE}/calls"
+  run ! grep -vE '^(bk-manifest (settings|show)|bk-push (list|manifest|fetch.* --dry-run)|bk-verify --from /dest --level present)' "${FAKE}/calls"
   [[ $(ls -A "${srv}") == files && -z $(ls -A "${srv}/files") ]]
 }
 
@@ -99,6 +99,7 @@ bk-push manifest latest --from /dest
 bk-verify --from /dest --level present
 bk-manifest show $(sed -n 's/^bk-manifest show //p' "${FAKE}/calls")
 bk-push fetch --from /dest --target ${srv}/STAGE --path .bk/**
+bk-push fetch --dry-run --from /dest --target ${srv}/files --into --component files
 docker compose stop api worker
 bk-dump restore --dry-run --from ${srv}/STAGE --to ${srv}/app.db --replace
 bk-push fetch --from /dest --target ${srv}/files --into --component files
@@ -165,19 +166,19 @@ END
   echo 2 >"${FAKE}/codes/bk-dump-restore-dry-run"
   run --separate-stderr -2 "${restore}" latest --confirm app --secrets no
   [[ ${stderr} == *'restore.sh: nothing was replaced' ]]
-  run ! grep -e '^docker' -e '--into' "${FAKE}/calls"
+  run ! grep -e '^docker' -e 'fetch --from.* --into' "${FAKE}/calls"
 }
 
 @test "an SQLite database in use is refused before anything is replaced" {
   echo 11 >"${FAKE}/codes/bk-dump-restore-dry-run"
   run --separate-stderr -11 "${restore}" latest --confirm app --secrets yes
   [[ ${stderr} == *'restore.sh: nothing was replaced' && $(tail -n 1 "${FAKE}/calls") == 'docker compose start api worker' ]]
-  run ! grep -e --into "${FAKE}/calls"
+  run ! grep -e 'fetch --from.* --into' "${FAKE}/calls"
   # Where it goes there is nothing yet, and nothing to be in use.
   rm "${FAKE}/codes/bk-dump-restore-dry-run"
   echo "BACKUP_SQLITE=${srv}/new/app.db" >>"${FAKE}/settings"
   run -0 "${restore}" latest --confirm app --secrets yes
-  [[ $(grep -c -e --dry-run "${FAKE}/calls") == 1 ]]
+  [[ $(grep -c 'restore --dry-run' "${FAKE}/calls") == 1 ]]
 }
 
 @test "several databases or archives of one kind are refused before anything stops" {
@@ -349,4 +350,15 @@ END
   run -0 "${restore}" latest --confirm app --secrets yes
   [[ ! -e ${living} ]]
   [[ $(grep -c removed <<<"${output}") == 1 ]]
+}
+
+@test "a disk too small for the files is told before anything stops, and is not half-way" {
+  echo 1 >"${FAKE}/codes/bk-push-fetch-dry-run"
+  run --separate-stderr -1 "${restore}" latest --confirm app --secrets no
+  [[ ${stderr} == *'restore.sh: nothing was replaced' ]]
+  run ! grep -e docker -e 'fetch --from.* --into' "${FAKE}/calls"
+  run -1 "${restore}" latest --dry-run
+  sed -i '/ tree /d' "${FAKE}/show"
+  run -1 "${restore}" latest --dry-run
+  [[ ${output} == *"if ${srv} is too small, BK_STAGE can name another folder"* ]]
 }
