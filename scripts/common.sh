@@ -87,7 +87,7 @@ finish() {
     printf '%s: error: could not start again: %s\n' "${self}" "${stopped[*]}" >&2
     [[ ${code} != [03] ]] || code=1
   fi
-  [[ ${code}:${state} != 2:THE* ]] || code=1 # 2 would say that nothing was touched
+  [[ ! ${code}:${state} =~ ^(2:THE|3:THE|3:nothing) ]] || code=1 # 2 would say: nothing was touched; 3: it is done
   "${before_end}" >&2 || true
   [[ -z ${lock} ]] || flock -u "${lock}" || true # a process that is about to end may share it
   [[ -z ${work}${beside} ]] || rm -rf -- ${work:+"${work}"} ${beside:+"${beside}"}

@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2154
 # The folder that restore.sh fetches dumps and archives into before it replaces anything. It is sourced, and works
-# with the variables of main: app, kinds, place.
+# with the variables of main: app, kinds, dumps, place.
 
 stage=''
 
@@ -20,9 +20,16 @@ no_stage='dumps and archives cannot be fetched into' other_stage='BK_STAGE can n
 # Fetches them there. $1: the folder; the rest: more arguments
 fetch_into() {
   local code=0
-  bk-push fetch "${place[@]}" --target "$1" --path '.bk/**' "${@:2}" <"${work}/manifest" >"${work}/dumps" || code=$?
+  bk-push fetch "${place[@]}" --target "$1" "${dumps[@]}" "${@:2}" <"${work}/manifest" >"${work}/dumps" || code=$?
+  [[ ${code} != 3 ]] || fail_damaged
   [[ ${code} != 1 ]] || printf '%s: hint: if %s is too small, %s\n' "${self}" "${stage}" "${other_stage}" >&2
   return "${code}"
+}
+
+# A database cannot be restored without its dump.
+fail_damaged() {
+  printf '%s: error: what is lost is needed; --target DIR fetches the rest, or restore another backup\n' "${self}" >&2
+  exit 20
 }
 
 # Finds out whether they can be fetched; makes nothing.

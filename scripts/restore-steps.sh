@@ -2,7 +2,7 @@
 # What restore.sh does between its questions and its end. It is sourced, and works with main's variables:
 # given, id, place, secrets; kinds, trees, globals and lost are set here.
 
-# Says where each component goes, and sets `kinds` and `trees`; fails if a setting is missing.
+# Says where each component goes, and sets `kinds`, `trees` and `dumps`; fails if a setting is missing.
 plan() {
   local name kind place
   local -A setting=([sqlite]=BACKUP_SQLITE [postgresql]=BACKUP_POSTGRES [globals]=BACKUP_POSTGRES [archive]=BACKUP_CONFIG_FILES [tree]=BACKUP_ROOT)
@@ -29,6 +29,7 @@ plan() {
       *) kind='' place='not restored' ;;
     esac
     kinds+="${kind} "
+    [[ ! ${kind} =~ sql|archive|globals ]] || dumps+=(--component "${name}")
     printf 'plan         %-16s %s\n' "${name}" "${place}"
   done < <(sed -nE 's/^(components)? +([^ ]+) +([a-z]+) +(complete|partial) .*/\2 \3/p' "${work}/show" || true)
 }
@@ -80,21 +81,4 @@ put_back() {
     bash -c "${BACKUP_MIGRATE}" || exit 1 # its own codes mean something else
   fi
   say_aside || true # all the same it is there
-}
-
-# Names what was put aside since `mark` was made, in one line.
-say_aside() {
-  local names=() folder
-  [[ -e ${work}/mark ]] || return 0
-  folder=$(dirname -- "$(realpath -m -- "${BACKUP_SQLITE:-.}" || true)")
-  # shellcheck disable=SC2312 # what cannot be named is there all the same
-  {
-    [[ -z ${BACKUP_ROOT:-} ]] || find "${BACKUP_ROOT}" -maxdepth 1 -newercm "${work}/mark" -name '.bk-replaced-*' || true
-    [[ -z ${BACKUP_SQLITE:-} ]] || find "${folder}" -maxdepth 1 -newercm "${work}/mark" -name '*.before-*' || true
-    [[ ! -e ${work}/unpacked ]] || sed -n "s|^Renaming .* to ['\`]\./\(.*\)'\$|\1|p" "${work}/unpacked" \
-      | xargs -rd '\n' -I{} printf '%s\n' "${root%/}/{}"
-  } 2>/dev/null | sort -u >"${work}/aside"
-  mapfile -t names <"${work}/aside"
-  ((${#names[@]} == 0)) || printf 'put aside    %s\n' "${names[*]@Q}"
-  rm -- "${work}/mark"
 }

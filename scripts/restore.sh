@@ -19,6 +19,8 @@ source "${here}/restore-steps.sh"
 source "${here}/restore-stage.sh"
 # shellcheck source=scripts/restore-config.sh
 source "${here}/restore-config.sh"
+# shellcheck source=scripts/restore-end.sh
+source "${here}/restore-end.sh"
 
 # Sets `answer` to a line from the terminal. $1: the question, $2: the option that answers it.
 ask() {
@@ -27,7 +29,7 @@ ask() {
 }
 
 main() {
-  local id='' place=() kinds='' globals='' trees=() answer lost=0 secrets app settings=(--require BACKUP_DESTINATION_PATH)
+  local id='' place=() kinds='' globals='' trees=() dumps=() answer lost=0 secrets app settings=(--require BACKUP_DESTINATION_PATH)
   local -A given=(["--env-file"]='' ["--confirm"]='' ["--secrets"]='' ["--target"]='' ["--force-config"]='' ["--dry-run"]='')
   while (($#)); do
     case $1 in
@@ -56,8 +58,9 @@ main() {
   bk-manifest show "${work}/manifest" | tee "${work}/show"
   if [[ -n ${given["--target"]} ]]; then
     [[ -z ${given["--dry-run"]} ]] || exit 0
-    bk-push fetch "${place[@]}" --target "${given["--target"]}" <"${work}/manifest" >"${work}/fetched"
-    echo "restore.sh: ok, fetched into ${given["--target"]}" && exit 0
+    bk-push fetch "${place[@]}" --target "${given["--target"]}" <"${work}/manifest" >"${work}/fetched" || lost=$?
+    [[ ${lost} == [03] ]] || exit "${lost}"
+    end "fetched into ${given["--target"]}" '[a-z]+'
   fi
   app=${BACKUP_APP:-}
   grep -Eq "^application  ${app//./[.]}( |\$)" "${work}/show" || fail "this is no backup of ${app}"
@@ -79,8 +82,8 @@ main() {
   id=$(sed -n 's/^backup *\([^ ]*\).*/\1/p' "${work}/show")
   hold_lock
   put_back
-  [[ ${lost} == 0 ]] || { echo "restore.sh: ${id} is restored, without what is listed above" && exit 3; }
-  echo "restore.sh: ok ${id} is restored"
+  [[ ${secrets} == yes ]] || kinds=${kinds//archive /}
+  end "${id} is restored" "${kinds}"
 }
 
 main "$@"

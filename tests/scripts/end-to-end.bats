@@ -266,6 +266,16 @@ count_backups() { find dest -name manifest.json | wc -l; }
   [[ ${status} == 3 && ${stderr} == *lost* && $(<app/files/two) == mine ]]
 }
 
+@test "a damaged dump: nothing is touched, and that is no 3" {
+  backup
+  printf damage | dd of="$(find dest -name app.db.zst)" bs=1 seek=20 conv=notrunc status=none
+  restore latest --confirm app --secrets yes
+  [[ ${status} == 20 && ${stderr} == *'lost: '*'what is lost is needed'*'nothing was replaced'* ]]
+  run ! compgen -G 'app/*.before-*'
+  restore latest --target out
+  [[ ${status} == 3 && ${lines[-1]} == 'restore.sh: fetched into out, without what is listed above' && $(<out/two) == two ]]
+}
+
 @test "a missing volume: nothing is touched" {
   backup
   find dest -name 000001.tar.zst -delete

@@ -24,7 +24,7 @@ application  app 2.4.0
 entries      12 files, 3.4 MiB
 components   database         sqlite      complete          1 entries      130 B
              config           archive     complete          1 entries      236 B
-             files            tree        partial          10 entries    3.4 MiB
+             files            tree        complete         10 entries    3.4 MiB
 objects      2 in this backup, 1.2 MiB; 1 in 1 earlier, 2.2 MiB
 END
 }
@@ -98,7 +98,7 @@ bk-manifest settings --require BACKUP_DESTINATION_PATH --env-file ${srv}/app.env
 bk-push manifest latest --from /dest
 bk-verify --from /dest --level present
 bk-manifest show $(sed -n 's/^bk-manifest show //p' "${FAKE}/calls")
-bk-push fetch --from /dest --target ${srv}/STAGE --path .bk/**
+bk-push fetch --from /dest --target ${srv}/STAGE --component database --component config
 bk-push fetch --dry-run --from /dest --target ${srv}/files --into --component files
 docker compose stop api worker
 bk-dump restore --dry-run --from ${srv}/STAGE --to ${srv}/app.db --replace
@@ -321,7 +321,7 @@ END
   run -0 "${restore}" latest --dry-run
   [[ ${output} == *"plan         dumps, archives  first into a folder in ${srv}/new/stage"* && ! -e ${srv}/new ]]
   run -0 "${restore}" latest --confirm app --secrets no
-  grep -E "^bk-push fetch .* ${srv}/new/stage/\.bk-restore-app\.[^ /]* --path" "${FAKE}/calls"
+  grep -E "^bk-push fetch .* ${srv}/new/stage/\.bk-restore-app\.[^ /]* --component database" "${FAKE}/calls"
   [[ -z $(ls -A "${srv}/new/stage") && $(stat -c %a "${srv}/new/stage") == 700 ]]
   # What is too small is known only now.
   echo 1 >"${FAKE}/codes/bk-push-fetch"
@@ -361,4 +361,18 @@ END
   sed -i '/ tree /d' "${FAKE}/show"
   run -1 "${restore}" latest --dry-run
   [[ ${output} == *"if ${srv} is too small, BK_STAGE can name another folder"* ]]
+}
+
+@test "the end of a backup that is partial is 3, and says what it lacks" {
+  sed -i 's/tree        complete/tree        partial /; s/archive     complete/archive     partial /' "${FAKE}/show"
+  sed -i '/^objects/i left out     1 too large: film\n             2 unreadable: a, b' "${FAKE}/show"
+  run --separate-stderr -3 "${restore}" latest --confirm app --secrets no
+  [[ ${lines[-1]} == 'restore.sh: backup-20260428-022150-a1b2c3d4 is restored; but the backup itself is partial: files (2 unreadable: a, b)' ]]
+  run --separate-stderr -3 "${restore}" latest --confirm app --secrets yes
+  [[ ${lines[-1]} == *'partial: config files (2 unreadable: a, b)' && -z ${stderr} ]]
+  run --separate-stderr -3 "${restore}" latest --target "${BATS_TEST_TMPDIR}/out"
+  [[ ${lines[-1]} == "restore.sh: fetched into ${BATS_TEST_TMPDIR}/out; but the backup itself is partial: config files"* ]]
+  break_call bk-push --into 3 bk-push-fetch
+  run --separate-stderr -3 "${restore}" latest --confirm app --secrets no
+  [[ ${lines[-1]} == *'is restored, without what is listed above; but the backup itself is partial: files'* ]]
 }
