@@ -9,6 +9,12 @@ choose_root() {
   [[ ${BACKUP_CONFIG_FILES:-} == /* ]] || root=$(realpath -ms -- "${given["--env-file"]:-x}/..")
 }
 
+# Fails if a folder stands where no folder is to be put: tar does not put one aside, but stops. $1: the name
+refuse_folder() {
+  [[ -d ${root}/$1 && ! -L ${root}/$1 ]] && [[ ! -d ${beside}/config/$1 || -L ${beside}/config/$1 ]] || return 0
+  fail "'${root%/}/$1' is a folder, and none in the backup: move it away"
+}
+
 # Lists in `members` what of the unpacked archive is to be put in place.
 list_members() {
   local file env=${given["--env-file"]}
@@ -18,14 +24,20 @@ list_members() {
     [[ -z ${env} || -n ${given["--force-config"]} || ! ${root}/${file} -ef ${env} ]] || continue
     [[ -L ${beside}/config/${file} || ! -d ${beside}/config/${file} || ! -d ${root}/${file} ]] \
       || [[ -L ${root}/${file} && ${root} != / ]] || continue
+    refuse_folder "${file}"
     printf './%s\0' "${file}"
   done < <(find "${beside}/config" -mindepth 1 -printf '%P\0' || true) >"${work}/members"
 }
 
-# Unpacks the archive and puts it in place; what is replaced is put aside.
+# Unpacks the archive beside, and finds out whether it can be put in place; replaces nothing.
 unpack_config() {
   bk-dump restore --from "${beside}" --into "${beside}/config" <"${work}/dumps" >"${work}/restored"
   list_members
+}
+
+# Puts it in place; what is replaced is put aside.
+place_config() {
+  list_members # once more: the files that are back may have made folders
   tar -C "${beside}/config" --no-recursion --null -T "${work}/members" -cf "${beside}/config.tar"
   make_folder 700 "${root}"
   state=${half}

@@ -46,6 +46,7 @@ put_back() {
   touch -- "${work}/mark"
   [[ -z ${stage} ]] || fetch_dumps
   check_files
+  [[ ${kinds} != *archive* || ${secrets} != yes ]] || unpack_config
   if [[ ${kinds} == *postgresql* ]]; then # before anything is stopped or replaced
     server=(--url-env "${BACKUP_POSTGRES#url:}")
     [[ ${BACKUP_POSTGRES} == url:* ]] || server=(--via "${BACKUP_POSTGRES%%/*}") database=(--database "${BACKUP_POSTGRES#*/}")
@@ -65,7 +66,7 @@ put_back() {
     [[ ${lost} == [03] ]] || exit "${lost}"
     [[ ${lost} == 3 ]] || bk-verify --against "${BACKUP_ROOT}" "${trees[@]}" <"${work}/manifest" >"${work}/compared"
   fi
-  [[ ${kinds} != *archive* || ${secrets} != yes ]] || unpack_config
+  [[ ${kinds} != *archive* || ${secrets} != yes ]] || place_config
   if [[ ${kinds} == *sqlite* ]]; then
     sqlite=$(realpath -m -- "${BACKUP_SQLITE}") # now that a link to it is back
     make_folder 700 "${sqlite%/*}"

@@ -266,6 +266,28 @@ count_backups() { find dest -name manifest.json | wc -l; }
   [[ ${status} == 3 && ${stderr} == *lost* && $(<app/files/two) == mine ]]
 }
 
+@test "a folder in the way of a configuration file is told before anything is replaced" {
+  mkdir app/secrets/sub
+  printf 'key\n' >app/secrets/sub/deep
+  ln -s key app/secrets/link
+  backup
+  printf 'mine\n' >app/files/two
+  local name
+  for name in key link; do # Docker makes one where a file to mount is missing
+    rm "app/secrets/${name}" && mkdir "app/secrets/${name}"
+    restore latest --confirm app --secrets yes
+    [[ ${status} == 2 && ${stderr} == *"'${PWD}/app/secrets/${name}' is a folder, and none in the backup"*'nothing was replaced'* ]]
+    rmdir "app/secrets/${name}"
+  done
+  run ! compgen -G 'app/*.before-*'
+  [[ $(<app/files/two) == mine ]]
+  # The other way round it is put aside.
+  rm -r app/secrets/sub
+  ln -s /nowhere app/secrets/sub
+  restore latest --confirm app --secrets yes
+  [[ ${status} == 0 && $(<app/secrets/sub/deep) == key && $(<app/secrets/link) == key && -L $(echo app/secrets/sub.before-*) ]]
+}
+
 @test "a damaged dump: nothing is touched, and that is no 3" {
   backup
   printf damage | dd of="$(find dest -name app.db.zst)" bs=1 seek=20 conv=notrunc status=none

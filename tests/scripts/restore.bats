@@ -100,11 +100,11 @@ bk-verify --from /dest --level present
 bk-manifest show $(sed -n 's/^bk-manifest show //p' "${FAKE}/calls")
 bk-push fetch --from /dest --target ${srv}/STAGE --component database --component config
 bk-push fetch --dry-run --from /dest --target ${srv}/files --into --component files
+bk-dump restore --from ${srv}/STAGE --into ${srv}/STAGE/config
 docker compose stop api worker
 bk-dump restore --dry-run --from ${srv}/STAGE --to ${srv}/app.db --replace
 bk-push fetch --from /dest --target ${srv}/files --into --component files
 bk-verify --against ${srv}/files --component files
-bk-dump restore --from ${srv}/STAGE --into ${srv}/STAGE/config
 bk-dump restore --from ${srv}/STAGE --to ${srv}/app.db --replace
 docker compose start api worker
 END
