@@ -17,6 +17,8 @@ pub enum Kind {
     Schedule,
     /// Paths below the root, separated by `:`.
     Trees,
+    /// Paths of this host, separated by `:`.
+    Paths,
     /// Patterns of what to leave out, separated by `:`.
     Patterns,
     /// Names separated by blanks or commas; blanks are printed.
@@ -120,8 +122,9 @@ pub const SETTINGS: &[(&str, &[Setting])] = &[
                 "What to leave out, separated by ':': NAME anywhere, or a PATH from the root; '*' and '**'",
             )
             .example("*.tmp:.DS_Store:Thumbs.db"),
-            text(
+            setting(
                 "BACKUP_CONFIG_FILES",
+                Kind::Paths,
                 "Configuration to keep in an archive, separated by ':': env file, secrets, certificates",
             )
             .example(".env:secrets:certs"),

@@ -267,6 +267,10 @@ fn normalize(kind: Kind, value: &str) -> Result<String, String> {
                 .all(|path| matches!(crate::scan::relative(path.as_bytes()), Ok(Some(_)))),
             "paths below BACKUP_ROOT, separated by ':', are wanted",
         ),
+        Kind::Paths => same(
+            value.split(':').all(|path| !path.is_empty()),
+            "paths, separated by ':', are wanted, and none of them empty",
+        ),
         Kind::Patterns => {
             let patterns: Vec<&str> = value.split(':').filter(|part| !part.is_empty()).collect();
             match crate::scan::Excludes::new(&patterns) {
@@ -438,6 +442,7 @@ mod tests {
             ("BACKUP_APP", "a/b"),
             ("BACKUP_TREES", "../x"),
             ("BACKUP_TREES", "a::b"),
+            ("BACKUP_CONFIG_FILES", ".env:"),
             ("BACKUP_EXCLUDE", "a[b"),
             ("BACKUP_POSTGRES", "db/app"),
             ("BACKUP_POSTGRES", "compose:db"),

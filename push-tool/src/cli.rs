@@ -282,7 +282,10 @@ fn manifest(args: &ManifestArgs, console: &Console) -> anyhow::Result<Exit> {
         if args.or_none && args.id == "latest" && catalog.unreadable.is_empty() {
             return none(console, args.series.app());
         }
-        let what = if args.id == "latest" { "no backup" } else { "no such backup" };
+        let what = match args.id.as_str() {
+            "latest" => "no backup".to_owned(),
+            id => format!("no backup '{}'", bk_manifest::path::escape(id.as_bytes())),
+        };
         let name = store.destination.describe();
         return Err(Failure::new(Exit::NotFound, format!("{what} at '{name}'"))
             .hint(format!("see what is there: bk-push list --from {name}"))

@@ -246,6 +246,15 @@ count_backups() { find dest -name manifest.json | wc -l; }
   [[ ! -e executed ]]
 }
 
+@test "an empty name of configuration, and an id that is not there, are named" {
+  backup
+  restore latest-one --confirm app --secrets no
+  [[ ${status} == 13 && ${stderr} == *"no backup 'latest-one' at "* ]]
+  sed -i 's/^BACKUP_CONFIG_FILES=.*/BACKUP_CONFIG_FILES=app.env::secrets/' app/app.env
+  backup
+  [[ ${status} == 2 && ${stderr} == *"BACKUP_CONFIG_FILES cannot be 'app.env::secrets'"*'none of them empty'* ]]
+}
+
 @test "retention: what is kept stays whole" {
   backup
   printf 'three\n' >app/files/three
