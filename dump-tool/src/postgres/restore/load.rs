@@ -278,7 +278,7 @@ fn talk(
 /// The error of a program, with what can be done about it.
 fn explained(finished: &Finished, dump: &Dump, loading: &Loading<'_>) -> anyhow::Error {
     let error = connection::failure(finished);
-    let hints = hints(&finished.stderr, dump, loading);
+    let hints = hints(&finished.stderr, dump.kind, &dump.path, loading);
     if hints.is_empty() {
         return error;
     }
@@ -286,7 +286,7 @@ fn explained(finished: &Finished, dump: &Dump, loading: &Loading<'_>) -> anyhow:
     hints.into_iter().fold(failure, Failure::hint).into()
 }
 
-fn hints(said: &str, dump: &Dump, loading: &Loading<'_>) -> Vec<String> {
+fn hints(said: &str, kind: DumpKind, path: &Path, loading: &Loading<'_>) -> Vec<String> {
     let has = |part: &str| said.contains(part);
     let hint = if has("role \"") && has("does not exist")
         || has("must be member of")
@@ -295,7 +295,7 @@ fn hints(said: &str, dump: &Dump, loading: &Loading<'_>) -> Vec<String> {
         "make the role first (--create-missing-roles), or leave owners out: --no-owner --no-acl"
     } else if has("backslash commands are restricted") || has("\\unrestrict") {
         "the dump holds a command for psql, which bk-dump does not let it run"
-    } else if has("already exists") && compression(dump.kind).is_some() {
+    } else if has("already exists") && compression(kind).is_some() {
         "a plain dump drops nothing unless it was made with --clean: restore without --in-place"
     } else if has("because other objects depend on it") {
         "what depends on it is not restored with it: choose that, too, drop it yourself, or restore \
@@ -313,10 +313,14 @@ fn hints(said: &str, dump: &Dump, loading: &Loading<'_>) -> Vec<String> {
         if loading.is_transaction {
             return Vec::new();
         }
-        let place = dump.path.display();
-        return vec![format!(
+        let place = path.display();
+        let by_hand = format!(
             "all but that can be loaded by hand: createdb NEW; pg_restore -d NEW '{place}'"
-        )];
+        );
+        // That of PostgreSQL 18 adds a NOT VALID constraint while rows are loaded that break it.
+        let slowly = "pg_restore may have loaded in a wrong order: --jobs 1".to_owned();
+        let is_parallel = loading.jobs > 1;
+        return is_parallel.then_some(slowly).into_iter().chain([by_hand]).collect();
     } else {
         return Vec::new();
     };
@@ -332,7 +336,18 @@ fn is_of_server(said: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::conninfo;
+    use super::*;
+
+    #[test]
+    fn a_parallel_load_that_fails_may_be_done_in_order() {
+        let said = "COPY failed for table \"t\": ERROR: null value in column \"a\"";
+        let hints_of = |jobs| {
+            let loading = Loading { jobs, ..Loading::default() };
+            hints(said, DumpKind::PostgresCustom, Path::new("app.dump"), &loading)
+        };
+        assert!(hints_of(2)[0].ends_with("--jobs 1"));
+        assert_eq!(hints_of(1).len(), 1);
+    }
 
     #[test]
     fn a_database_name_is_no_connection_string() {
