@@ -45,7 +45,7 @@ choose_steps() {
       item=$(realpath -m --relative-base="${BACKUP_ROOT}" -- "${BACKUP_SQLITE}")
       # shellcheck disable=SC2001 # before bash 5.2 nothing else can repeat what it found
       item=$(sed 's/[][\\*?{}]/\\&/g' <<<"${item}")
-      [[ ${item} == /* ]] || list+=("/${item}" "/${item}-wal" "/${item}-shm" "/${item}-journal" "/${item}.before-*")
+      [[ ${item} == /* ]] || list+=("/${item}" "/${item}-wal" "/${item}-shm" "/${item}-journal" "/${item}.before-????????-??????*")
     fi
     add=(bk-manifest add --root "${BACKUP_ROOT}" "${list[@]/#/--exclude=}")
     [[ -z ${BACKUP_MAX_FILE_SIZE_MB:-} ]] || add+=(--max-file-size "${BACKUP_MAX_FILE_SIZE_MB}M")

@@ -31,7 +31,7 @@ main() {
   [[ ${BACKUP_INCREMENTAL:-true} == true ]] || full=(--full)
   choose_steps "${base}"
   [[ ${postgres[0]}${sqlite[0]}${archive[0]}${add[0]} != catcatcatcat ]] || fail 'no setting says what to back up'
-  hold_lock
+  hold_lock "${BACKUP_STOP_SERVICES:+-x}" # two that stop nothing may go to two destinations
   bk-push manifest latest --from "${BACKUP_DESTINATION_PATH}" --or-none >"${work}/parent.json"
   stop_services
   bk-manifest new --parent "${work}/parent.json" | "${postgres[@]}" | "${globals[@]}" | "${sqlite[@]}" \

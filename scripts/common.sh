@@ -30,15 +30,15 @@ begin() {
   work=$(mktemp -d)
 }
 
-# Lets no other backup or restore of this application run on this host until this one and its steps have ended: a
-# backup during a restore would store half of it, and start the services on it. Without a home there is no lock.
+# Lets no other run for this application begin on this host until this one and its steps have ended: a backup during
+# a restore would store half of it. Without a home there is no lock. $1: -x; nothing: other backups may
 hold_lock() {
-  local state key code=0
-  state=${XDG_STATE_HOME:-$(unset HOME && echo ~)/.local/state}/bk/locks # whatever HOME is under cron or sudo
+  local folder key code=0
+  folder=${XDG_STATE_HOME:-$(unset HOME && echo ~)/.local/state}/bk/locks # whatever HOME is under cron or sudo
   key=$(printf '%s\n' "${BACKUP_POSTGRES:-}" "${BACKUP_SQLITE:-}" "${BACKUP_ROOT:-}" "${COMPOSE_FILE:-}" \
     "${COMPOSE_PROJECT_NAME:-}" | sha256sum)
-  { mkdir -p -- "${state}" && exec {lock}>>"${state}/${BACKUP_APP:-}-${key:0:16}"; } 2>/dev/null || return 0
-  flock -n "${lock}" || code=$?
+  { mkdir -p -- "${folder}" && exec {lock}>>"${folder}/${BACKUP_APP:-}-${key:0:16}"; } 2>/dev/null || return 0
+  flock "${1:--s}" -n "${lock}" || code=$?
   [[ ${code} == 1 ]] || return 0
   printf '%s: error: another backup or restore of %s is busy; wait for it\n' "${self}" "${BACKUP_APP}" >&2
   exit 11

@@ -80,7 +80,7 @@ main() {
   [[ ${answer} =~ ^(yes|no|)$ ]] || fail "'${answer}' is neither yes nor no; nothing was touched"
   secrets=${answer:-no}
   id=$(sed -n 's/^backup *\([^ ]*\).*/\1/p' "${work}/show")
-  hold_lock
+  hold_lock -x
   put_back
   [[ ${secrets} == yes ]] || kinds=${kinds//archive /}
   end "${id} is restored" "${kinds}"
