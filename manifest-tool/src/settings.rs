@@ -268,7 +268,8 @@ fn normalize(kind: Kind, value: &str) -> Result<String, String> {
             "paths below BACKUP_ROOT, separated by ':', are wanted",
         ),
         Kind::Paths => same(
-            value.split(':').all(|path| !path.is_empty()),
+            // One at the end ends the last of them.
+            value.strip_suffix(':').unwrap_or(value).split(':').all(|path| !path.is_empty()),
             "paths, separated by ':', are wanted, and none of them empty",
         ),
         Kind::Patterns => {
@@ -442,7 +443,7 @@ mod tests {
             ("BACKUP_APP", "a/b"),
             ("BACKUP_TREES", "../x"),
             ("BACKUP_TREES", "a::b"),
-            ("BACKUP_CONFIG_FILES", ".env:"),
+            ("BACKUP_CONFIG_FILES", ".env::"),
             ("BACKUP_EXCLUDE", "a[b"),
             ("BACKUP_POSTGRES", "db/app"),
             ("BACKUP_POSTGRES", "compose:db"),
@@ -457,6 +458,7 @@ mod tests {
         }
         for (name, good) in [
             ("BACKUP_EMAIL_ON_SUCCESS", "false"),
+            ("BACKUP_CONFIG_FILES", ".env:certs:"),
             ("BACKUP_EMAIL_TO", "a@b"),
             ("S3_BUCKET", "b"),
             ("BACKUP_POSTGRES", "compose:db/my app"),
