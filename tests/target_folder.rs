@@ -44,6 +44,20 @@ fn a_folder_that_fetch_made_gets_what_the_trees_own_folder_had() {
 }
 
 #[test]
+fn a_fetch_that_was_stopped_gives_them_when_it_is_run_again() {
+    let (sandbox, document) = backed_up();
+    fetch(&sandbox, &document, "made", &["--into"]).expect(0);
+    // As when it was stopped before the end.
+    let marker = sandbox.path("made/.bk/fetched.json");
+    let text = fs::read_to_string(&marker).unwrap();
+    assert!(text.contains("\"is_complete\":true"), "{text}");
+    fs::write(&marker, text.replace("\"is_complete\":true", "\"is_complete\":false")).unwrap();
+    fs::set_permissions(sandbox.path("made"), fs::Permissions::from_mode(0o755)).unwrap();
+    fetch(&sandbox, &document, "made", &["--into"]).expect(0);
+    assert_eq!(attributes(&sandbox, "made"), attributes(&sandbox, "src"));
+}
+
+#[test]
 fn a_folder_that_is_in_use_keeps_what_it_has() {
     let (sandbox, document) = backed_up();
     fs::create_dir(sandbox.path("used")).unwrap();

@@ -301,6 +301,10 @@ fn check_target(options: &Options, marker: &mut FetchMarker) -> anyhow::Result<(
             let message = format!("'{shown}/.bk' has a name that bk keeps for itself");
             return Err(refuse(message).into());
         }
+        // One that was stopped is run again.
+        (Occupied::Into, Some(found)) if found.backup == marker.backup && !found.is_complete => {
+            marker.is_ours = found.is_ours;
+        }
         (Occupied::Into, _) => {}
     }
     Ok(())
