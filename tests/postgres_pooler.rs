@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use crate::harness::{Sandbox, run};
+use crate::postgres::{DUMP, NEW, PUSH};
 use crate::postgres_contents::{bench, record, try_dump};
 use crate::server::{APP, PATIENCE, Server};
 
@@ -82,6 +83,9 @@ impl Drop for Pooler {
 fn a_pooler_that_shares_sessions_is_refused() {
     let (server, mut sandbox) =
         bench("CREATE TABLE t AS SELECT 1 AS n; ALTER DATABASE app SET statement_timeout = '7min'");
+    let document = crate::postgres::all_ok(sandbox.pipe(&[NEW, DUMP, PUSH])).stdout;
+    sandbox.fetch(&document, "back");
+    let new = sandbox.run(NEW[0], &NEW[1..], b"").expect(0).stdout;
     for pool_size in [1, 2, 20] {
         let pooler = Pooler::start(&server, "transaction", pool_size);
         pooler.known_to(&mut sandbox);
@@ -106,9 +110,25 @@ fn a_pooler_that_shares_sessions_is_refused() {
         let ended = try_dump(&sandbox, APP, &[]).expect(2);
         assert!(ended.stderr.contains("pooler in transaction mode"), "{}", ended.stderr);
         assert_eq!(ended.stdout, b"");
+        let restore = ["restore", "--from", "back", "--database", APP, "--replace", "--dry-run"];
+        let globals = ["globals"];
+        let all = ["postgres", "--all-databases"];
+        for (args, input) in [(&restore[..], &document), (&globals, &new), (&all, &new)] {
+            let ended = sandbox.run("bk-dump", args, input).expect(2);
+            assert!(
+                ended.stderr.contains("pooler in transaction mode"),
+                "{args:?}: {}",
+                ended.stderr
+            );
+        }
         // Nothing of ours is left to whoever comes next.
-        let query = ["-h", "127.0.0.1", "-p", &port, "-XAtq", "-c", "SHOW statement_timeout", APP];
-        assert_eq!(run(server.command("psql").args(query), b"").expect(0).text(), "7min\n");
+        for (setting, value) in
+            [("statement_timeout", "7min\n"), ("search_path", "\"$user\", public\n")]
+        {
+            let show = format!("SHOW {setting}");
+            let query = ["-h", "127.0.0.1", "-p", &port, "-XAtq", "-c", &show, APP];
+            assert_eq!(run(server.command("psql").args(query), b"").expect(0).text(), value);
+        }
     }
     let pooler = Pooler::start(&server, "session", 5);
     pooler.known_to(&mut sandbox);

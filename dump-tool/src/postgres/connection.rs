@@ -221,6 +221,9 @@ pub fn failure(finished: &Finished) -> anyhow::Error {
             "the server is a standby, or the database or role is set to only read: \
              PGOPTIONS='-c default_transaction_read_only=off' overrides that",
         )
+    } else if has(&["unsupported startup parameter"]) {
+        failure(Exit::Failed)
+            .hint("connect to the PostgreSQL server itself, or let PgBouncer ignore 'options'")
     } else if has(&["No such container", "no such service", "No such service"]) {
         failure(Exit::NotFound).hint("see what runs: docker ps, docker compose ps")
     } else if has(&["is not running", "No container found"]) {

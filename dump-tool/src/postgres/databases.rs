@@ -8,6 +8,7 @@ use bk_manifest::progress::Progress;
 use serde_json::Value;
 
 use super::connection::Server;
+use super::pooler;
 use super::restore;
 use super::session::Session;
 use crate::filter;
@@ -21,7 +22,9 @@ pub fn all(
     cancel: &Cancel,
     progress: &dyn Progress,
 ) -> anyhow::Result<Vec<String>> {
-    let rows = Session::open(&server.in_some_database(), cancel)?.rows(
+    let server = server.in_some_database();
+    pooler::refuse(&server, cancel)?;
+    let rows = Session::open(&server, cancel)?.rows(
         "SELECT datname::text AS name, datallowconn AND NOT datistemplate AS is_taken, \
          pg_catalog.shobj_description(oid, 'pg_database') AS comment \
          FROM pg_catalog.pg_database ORDER BY datname",

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 pub use self::restore::restore;
 use self::script::{Script, What};
 use super::connection::{self, Server};
+use super::pooler;
 use super::session::Session;
 use super::{client_version, major};
 use crate::check::{self, DumpKind};
@@ -48,7 +49,9 @@ pub fn begin<'a>(
 ) -> anyhow::Result<impl FnOnce(&Work<'_>) -> anyhow::Result<Made> + Send + use<'a>> {
     let client = client_version(server, "pg_dumpall")?;
     let version = "SELECT pg_catalog.split_part(current_setting('server_version'), ' ', 1)";
-    let server_version = Session::open(&server.in_some_database(), work.cancel)?.value(version)?;
+    let any = server.in_some_database();
+    pooler::refuse(&any, work.cancel)?;
+    let server_version = Session::open(&any, work.cancel)?.value(version)?;
     if major(&client) < major(&server_version) {
         let message = format!("pg_dumpall {client} cannot dump a server of {server_version}");
         return Err(Failure::new(Exit::Failed, message)

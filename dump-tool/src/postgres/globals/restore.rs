@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::script::{Script, Statement, What};
 use crate::check::DumpKind;
 use crate::postgres::connection::Server;
+use crate::postgres::pooler;
 use crate::postgres::session::Session;
 
 /// Largest dump that is taken, decompressed.
@@ -34,7 +35,9 @@ pub fn restore(
     let text = read(kind, dump)?;
     let script = Script::parse(&text)
         .map_err(|why| fail(Exit::Damaged, format!("no dump of roles by pg_dumpall: {why}")))?;
-    let mut session = Session::open(&server.in_some_database(), &Cancel::default())?;
+    let (server, cancel) = (server.in_some_database(), Cancel::default());
+    pooler::refuse(&server, &cancel)?;
+    let mut session = Session::open(&server, &cancel)?;
     let present = roles(&mut session)?;
     let plan = Plan::new(&script, &present);
     plan.say(progress);
@@ -47,6 +50,12 @@ pub fn restore(
         session.query(statement).context("making the roles that are missing")?;
     }
     session.query("COMMIT")?;
+    for right in &plan.rights {
+        // Each in a session of its own, which an error ends.
+        if let Err(error) = Session::open(&server, &cancel)?.query(right) {
+            progress.warn(&format!("without the right '{right}': {error:#}"));
+        }
+    }
     Ok(())
 }
 
@@ -75,6 +84,8 @@ struct Plan {
     missing: BTreeSet<String>,
     kept: BTreeSet<String>,
     statements: Vec<String>,
+    /// What another version of the server may not know, and only a superuser may give.
+    rights: Vec<String>,
     tablespaces: Vec<String>,
 }
 
@@ -100,6 +111,12 @@ impl Plan {
                         }
                         _ => text,
                     }
+                }
+                What::Parameter(role) => {
+                    if is_new(role) {
+                        plan.rights.push(text.clone());
+                    }
+                    continue;
                 }
                 What::Tablespace(name) => {
                     plan.tablespaces.push(name.clone());
@@ -143,7 +160,8 @@ mod tests {
             "CREATE ROLE old;\nALTER ROLE old WITH PASSWORD 'x';\nCREATE ROLE new;\n\
              ALTER ROLE new WITH PASSWORD 'y';\nALTER ROLE new SET a TO 'b';\nGRANT old TO new GRANTED BY stranger;\n\
              GRANT old TO older GRANTED BY old;\nGRANT new TO old GRANTED BY old;\n\
-             CREATE TABLESPACE fast LOCATION '/f';\n",
+             CREATE TABLESPACE fast LOCATION '/f';\nGRANT SET ON PARAMETER work_mem TO new;\n\
+             GRANT SET ON PARAMETER work_mem TO old;\n",
         )
         .unwrap();
         let present = ["old".to_owned(), "older".to_owned()].into();
@@ -158,5 +176,6 @@ mod tests {
         assert_eq!(plan.statements, expected);
         assert_eq!(listed(&plan.kept), "old");
         assert_eq!(plan.tablespaces, ["fast"]);
+        assert_eq!(plan.rights, ["GRANT SET ON PARAMETER work_mem TO new"]);
     }
 }

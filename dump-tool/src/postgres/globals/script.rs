@@ -19,8 +19,10 @@ enum Token {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum What {
     CreateRole(String),
-    /// Its attributes, password, settings or comment, or its rights on parameters of the server.
+    /// Its attributes, password, settings or comment.
     OfRole(String),
+    /// Its right on a parameter of the server.
+    Parameter(String),
     /// A membership; where there is one, the grantor and the byte where its clause begins.
     Member {
         role: String,
@@ -143,7 +145,7 @@ fn what(tokens: &[(usize, Token)]) -> What {
         let grantor = by.and_then(|at| Some((name(at + 2)?, tokens[at].0)));
         name(1).zip(name(3)).map(|(role, member)| What::Member { role, member, grantor })
     } else if begins(&["GRANT"]) && find(&["ON", "PARAMETER"]).is_some() {
-        find(&["TO"]).and_then(|at| name(at + 1)).map(What::OfRole)
+        find(&["TO"]).and_then(|at| name(at + 1)).map(What::Parameter)
     } else if begins(&["CREATE", "TABLESPACE"]) {
         name(2).map(What::Tablespace)
     } else if begins(&["SET"]) {
@@ -189,7 +191,7 @@ mod tests {
                 grantor: Some(("postgres".into(), 39)),
             },
             What::Tablespace("fast".into()),
-            What::OfRole(app()),
+            What::Parameter(app()),
         ];
         assert_eq!(found, expected.iter().collect::<Vec<_>>());
         assert!(script.statements[4].text.ends_with("--two lines'"));

@@ -1,5 +1,6 @@
 //! What belongs to a database and not into its dump: owner, rights, settings, limit, comment.
 
+use anyhow::Context;
 use bk_manifest::exit::Exit;
 use bk_manifest::progress::Progress;
 use serde_json::{Map, Value};
@@ -20,7 +21,7 @@ const LISTS_OF_NAMES: [&str; 6] = [
 ];
 
 /// What a database is given before it takes its final name.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Attributes {
     /// The role that it belongs to.
     pub(super) owner: Option<String>,
@@ -65,8 +66,8 @@ impl Attributes {
              FROM pg_catalog.pg_database d WHERE datname = {}",
             literal(name)
         ))?;
-        let row = rows.into_iter().next().unwrap_or(Value::Null);
-        Ok(row.as_object().map(Attributes::of_record).unwrap_or_default())
+        let row = rows.first().and_then(Value::as_object);
+        row.map(Attributes::of_record).with_context(|| format!("the database '{name}' has gone"))
     }
 
     /// Those that a backup has recorded.

@@ -9,6 +9,7 @@ use bk_manifest::exit::{Exit, Failure, classify, fail};
 use serde_json::Value;
 
 use crate::postgres::connection::Server;
+use crate::postgres::pooler;
 use crate::postgres::session::{Session, literal};
 
 /// The databases that every server has; renaming one is not possible from within.
@@ -40,7 +41,7 @@ impl Guard {
     pub(super) fn lock(server: &Server, name: &str) -> anyhow::Result<Self> {
         let mut first = None;
         for database in MAINTENANCE.into_iter().filter(|database| *database != name) {
-            match Session::open(&server.in_database(database), &Cancel::default()) {
+            match open(&server.in_database(database)) {
                 Ok(session) => return Guard::of(session, &server.in_database(database), name),
                 Err(error) => first = first.or(Some(error)),
             }
@@ -71,7 +72,7 @@ impl Guard {
         };
         bk_manifest::signal::check()?;
         let server = server.in_database(name);
-        let guard = Guard::of(Session::open(&server, &Cancel::default())?, &server, name)?;
+        let guard = Guard::of(open(&server)?, &server, name)?;
         Ok(Guard { _beside: beside, ..guard })
     }
 
@@ -265,6 +266,13 @@ pub(super) const MAY_END: &str = "\
     coalesce((SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user) \
     OR NOT r.rolsuper AND (pg_catalog.pg_has_role(a.usesysid, 'MEMBER') \
     OR pg_catalog.pg_has_role('pg_signal_backend', 'MEMBER')), false)";
+
+/// Connects, not through a pooler that would give what is set here to the application.
+fn open(server: &Server) -> anyhow::Result<Session> {
+    let cancel = Cancel::default();
+    pooler::refuse(server, &cancel)?;
+    Session::open(server, &cancel)
+}
 
 /// Takes the lock; that of a restore that was killed is let go of as soon as the server notices.
 fn acquire(session: &mut Session, name: &str) -> anyhow::Result<()> {
