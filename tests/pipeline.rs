@@ -269,6 +269,24 @@ fn a_target_in_use_is_refused_and_into_keeps_what_it_replaces() {
     assert!(kept[0].join("f").is_dir());
 }
 
+/// Neither its size nor its time says what a file holds.
+#[test]
+fn a_file_in_the_target_is_kept_only_if_its_content_is_the_backups() {
+    let sandbox = Sandbox::new();
+    sandbox.write("f", "from the backup");
+    let document = sandbox.back_up();
+    for (target, how) in [("used", "--into"), ("stopped", "--resume")] {
+        sandbox.fetch(&document, target);
+        let file = sandbox.path(target).join("f");
+        let times = fs::metadata(&file).unwrap().modified().unwrap();
+        fs::write(&file, "from the bitrot").unwrap();
+        fs::File::open(&file).unwrap().set_modified(times).unwrap();
+        let fetch = ["fetch", "--from", "dest", "--target", target, how];
+        sandbox.run("bk-push", &fetch, &document).expect(0);
+        assert_eq!(fs::read(&file).unwrap(), b"from the backup", "{how}");
+    }
+}
+
 #[test]
 fn a_link_in_the_target_leads_nowhere() {
     let sandbox = Sandbox::new();

@@ -296,6 +296,15 @@ fn a_document_that_is_cut_is_not_ended_by_add() {
 }
 
 #[test]
+fn a_walk_that_fails_ends_no_document() {
+    let fixture = Fixture::new();
+    let new = run(&["new", "--app", "app"], b"").success().stdout;
+    let ran = add(&fixture, &new, &["same", "sub", "zz-missing"]).failure(13, "zz-missing");
+    assert!(ran.text().contains("\"sub/grown\""), "it failed before it had walked");
+    assert!(Document::read(&ran.stdout[..]).is_err());
+}
+
+#[test]
 fn a_parent_that_is_cut_or_altered_is_refused() {
     let fixture = Fixture::new();
     fixture.store_parent(3600);
