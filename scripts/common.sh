@@ -66,18 +66,6 @@ stop_services() {
   exit 1
 }
 
-half='THE RESTORE STOPPED HALF-WAY. What it replaced was put aside; run it again, or put that back'
-
-# Runs a step that replaces something. Its arguments are the command, a tool of bk: such a one ends with
-# 2, 13, 20 and 21 before it has touched anything.
-replace() {
-  local code=0 before=${state}
-  state=${half}
-  "$@" || code=$?
-  [[ ! ${code} =~ ^(2|13|20|21)$ ]] || state=${before}
-  return "${code}"
-}
-
 # On every way out: services start again, the temporary folder goes, a failure is said.
 finish() {
   local code=$?

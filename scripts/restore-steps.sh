@@ -2,6 +2,18 @@
 # What restore.sh does between its questions and its end. It is sourced, and works with main's variables:
 # given, id, place, secrets; kinds, trees, globals and lost are set here.
 
+half='THE RESTORE STOPPED HALF-WAY. What it replaced was put aside; run it again, or put that back'
+
+# Runs a step that replaces something. Its arguments are the command, a tool of bk: such a one ends with
+# 2, 13, 20 and 21 before it has touched anything.
+replace() {
+  local code=0 before=${state}
+  state=${half}
+  "$@" || code=$?
+  [[ ! ${code} =~ ^(2|13|20|21)$ ]] || state=${before}
+  return "${code}"
+}
+
 # Says where each component goes, and sets `kinds`, `trees` and `dumps`; fails if a setting is missing.
 plan() {
   local name kind place

@@ -113,7 +113,7 @@ pub fn fetch(
         is_ours: false,
     };
     if options.is_dry {
-        rehearse(document, options, &mut marker, bytes)?;
+        rehearse(document, options, &marker, bytes)?;
         return Ok(document.trailer.worsen(Exit::Done)?);
     }
     let target = prepare(options, &mut marker)?;
@@ -228,7 +228,7 @@ fn is_unnameable(error: &io::Error) -> bool {
 fn rehearse(
     document: &Document,
     options: &Options,
-    marker: &mut FetchMarker,
+    marker: &FetchMarker,
     mut bytes: u64,
 ) -> anyhow::Result<()> {
     let path = std::path::absolute(&options.target)?;
@@ -236,7 +236,7 @@ fn rehearse(
     let there = there.unwrap_or(&path);
     let shown = there.display();
     if there == path {
-        check_target(options, marker)?;
+        check_target(options, &marker.backup)?;
     } else {
         refuse_destination(there)?;
     }
@@ -264,8 +264,9 @@ fn refuse_destination(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Makes sure that a target that is there may be written to, and says in the marker whose it is.
-fn check_target(options: &Options, marker: &mut FetchMarker) -> anyhow::Result<()> {
+/// Makes sure that a target that is there may be written to; returns whether its own attributes are
+/// ours to set.
+fn check_target(options: &Options, backup: &str) -> anyhow::Result<bool> {
     let path = &options.target;
     let shown = path.display();
     let refuse = |message: String| Failure::new(Exit::Usage, message);
@@ -283,31 +284,24 @@ fn check_target(options: &Options, marker: &mut FetchMarker) -> anyhow::Result<(
     let found: Option<FetchMarker> =
         opened.read_own(FETCH_MARKER).and_then(|bytes| serde_json::from_slice(&bytes).ok());
     match (options.occupied, found) {
-        _ if is_free => marker.is_ours = true,
-        (Occupied::Refuse, _) => {
-            return Err(refuse(format!("'{shown}' is not empty"))
-                .hint("to go on with a fetch that was stopped: --resume")
-                .hint("to restore into what is there, which is put aside where replaced: --into")
-                .into());
-        }
-        (Occupied::Resume, Some(found)) if found.backup == marker.backup => {
-            marker.is_ours = found.is_ours;
-        }
+        _ if is_free => Ok(true),
+        (Occupied::Refuse, _) => Err(refuse(format!("'{shown}' is not empty"))
+            .hint("to go on with a fetch that was stopped: --resume")
+            .hint("to restore into what is there, which is put aside where replaced: --into")
+            .into()),
+        (Occupied::Resume, Some(found)) if found.backup == backup => Ok(found.is_ours),
         (Occupied::Resume, _) => {
-            let message = format!("'{shown}' holds no stopped fetch of '{}'", marker.backup);
-            return Err(refuse(message).into());
+            Err(refuse(format!("'{shown}' holds no stopped fetch of '{backup}'")).into())
         }
         (Occupied::Into, None) if !has_own && std::fs::symlink_metadata(&own).is_ok() => {
-            let message = format!("'{shown}/.bk' has a name that bk keeps for itself");
-            return Err(refuse(message).into());
+            Err(refuse(format!("'{shown}/.bk' has a name that bk keeps for itself")).into())
         }
         // One that was stopped is run again.
-        (Occupied::Into, Some(found)) if found.backup == marker.backup && !found.is_complete => {
-            marker.is_ours = found.is_ours;
+        (Occupied::Into, Some(found)) if found.backup == backup && !found.is_complete => {
+            Ok(found.is_ours)
         }
-        (Occupied::Into, _) => {}
+        (Occupied::Into, _) => Ok(false),
     }
-    Ok(())
 }
 
 /// Makes sure that the target is there and may be written to, and leaves the marker in it.
@@ -315,7 +309,7 @@ fn prepare(options: &Options, marker: &mut FetchMarker) -> anyhow::Result<Target
     let path = &options.target;
     let shown = path.display();
     atomic::create_folders(path, 0o700).with_context(|| format!("cannot make '{shown}'"))?;
-    check_target(options, marker)?;
+    marker.is_ours = check_target(options, &marker.backup)?;
     let aside = match options.occupied {
         Occupied::Refuse => None,
         Occupied::Resume | Occupied::Into => {

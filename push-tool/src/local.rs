@@ -33,7 +33,8 @@ const UNFINISHED: &str = ".bk/tmp";
 const UNFINISHED_NAME: &str = ".bk-tmp-";
 /// What ext4 has at the root of a disk, closed to all but root; nothing of ours is ever in it.
 const LOST_AND_FOUND: &str = "lost+found";
-const FOLDER_MODE: u32 = 0o700;
+/// Of the folders of a destination.
+pub(crate) const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 const FOLDER: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);

@@ -1,7 +1,7 @@
 //! A destination that was marked as one: opened by the name that a user gives.
 
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,14 +11,11 @@ use bk_manifest::path::escape;
 use serde::{Deserialize, Serialize};
 
 use crate::destination::{Created, Destination};
-use crate::local::Local;
+use crate::local::{FOLDER_MODE, Local};
 use crate::place::MARKER;
 
 /// How long a mark must have stood before prune deletes, unless `init` said otherwise.
 pub const DEFAULT_GRACE: Duration = Duration::from_hours(24);
-
-/// Who has no business with the backups need not see when they were made.
-const FOLDER_MODE: u32 = 0o700;
 
 /// What the marker of a destination holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,9 +67,8 @@ impl Store {
     pub fn init(name: &str, grace: Duration) -> anyhow::Result<(Self, Created)> {
         let path = local_path(name)?;
         if !path.is_dir() {
-            let made = std::fs::create_dir(path)
-                .and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(FOLDER_MODE)));
-            made.map_err(|error| {
+            // Who has no business with the backups need not see when they were made.
+            DirBuilder::new().mode(FOLDER_MODE).create(path).map_err(|error| {
                 fail(Exit::NoDestination, format!("cannot make '{}': {error}", path.display()))
             })?;
         }
@@ -114,6 +110,9 @@ fn local_path(name: &str) -> anyhow::Result<&Path> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

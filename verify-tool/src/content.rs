@@ -101,7 +101,7 @@ impl Content<'_> {
                 // Without a place it is empty: the manifest was checked for that.
                 if entry.checksum.is_some_and(|checksum| checksum != Digest::of(b"")) {
                     let detail = "is empty, but has another checksum";
-                    outcome.damaged.push((entry.path.clone(), Fault::Content, detail.into()));
+                    outcome.name(&entry, Fault::Content, detail);
                     findings.add(Problem::of_path(Fault::Content, &entry.path, detail));
                 }
                 continue;
@@ -176,10 +176,14 @@ impl Content<'_> {
 }
 
 impl Outcome {
-    fn damage(&mut self, entry: &Entry, object: String, fault: Fault, detail: &str) {
+    fn name(&mut self, entry: &Entry, fault: Fault, detail: &str) {
         if self.damaged.len() < ENTRY_LIMIT {
             self.damaged.push((entry.path.clone(), fault, detail.to_owned()));
         }
+    }
+
+    fn damage(&mut self, entry: &Entry, object: String, fault: Fault, detail: &str) {
+        self.name(entry, fault, detail);
         let loss = self.objects.entry(object).or_insert_with(|| Loss {
             fault,
             detail: match fault {
@@ -317,7 +321,9 @@ mod tests {
     use bk_manifest::exit::Exit;
     use bk_manifest::select::Selection;
 
+    use super::{ENTRY_LIMIT, Outcome};
     use crate::level::Level;
+    use crate::problem::Fault;
     use crate::report::{ReportFile, ReportFormat};
     use crate::sample::{Sample, VOLUME, at_level, noise, path, volume};
     use crate::verify::Options;
@@ -384,6 +390,16 @@ mod tests {
         assert_eq!(ran.exit(), Exit::Damaged, "{:?}", ran.said);
         let xml = std::fs::read_to_string(file).unwrap();
         assert!(xml.contains("tests=\"2\" failures=\"1\""), "{xml}");
+    }
+
+    #[test]
+    fn however_many_are_damaged_few_are_kept() {
+        let mut outcome = Outcome::default();
+        for number in 0..=ENTRY_LIMIT {
+            let entry = Entry::new(path(&number.to_string()));
+            outcome.name(&entry, Fault::Content, "is empty, but has another checksum");
+        }
+        assert_eq!(outcome.damaged.len(), ENTRY_LIMIT);
     }
 
     #[test]

@@ -56,16 +56,7 @@ pub fn all(
 
 /// Whether a restore has loaded it and not finished, or has put it aside.
 fn is_of_restore(name: &str, comment: Option<&str>) -> bool {
-    let is_time = |time: &str| {
-        let is_stamp = |(at, c): (usize, char)| match at {
-            8 => c == 'T',
-            15 => c == 'Z',
-            _ => c.is_ascii_digit(),
-        };
-        time.len() == 16 && time.chars().enumerate().all(is_stamp)
-    };
-    comment.is_some_and(|comment| comment.starts_with(restore::MARK))
-        || name.rsplit_once("__before_").is_some_and(|(_, time)| is_time(time))
+    comment.is_some_and(|comment| comment.starts_with(restore::MARK)) || restore::is_before(name)
 }
 
 /// Names a component for each database: `NAME-<database>`, with '-' for what a component's name

@@ -33,6 +33,7 @@ use bk_manifest::time::Time;
 use serde_json::{Map, Value};
 
 pub use self::beside::MARK;
+pub use self::names::is_before;
 pub use self::selection::Wanted;
 use super::connection::Server;
 use super::contents::Contents;

@@ -16,9 +16,13 @@ const EXTENSIONS: &str = "SELECT e.extname AS name, n.nspname AS schema, e.extve
     FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace \
     ORDER BY e.extname::text COLLATE \"C\"";
 /// Zero is where the database itself lies, whatever that is called.
-const TABLESPACES: &str = "SELECT spcname AS name FROM pg_catalog.pg_tablespace \
-    WHERE oid IN (SELECT o.reltablespace FROM pg_catalog.pg_class o \
-        WHERE o.relpersistence <> 't' AND o.oid >= 16384)";
+fn tablespaces() -> String {
+    format!(
+        "SELECT spcname AS name FROM pg_catalog.pg_tablespace \
+         WHERE oid IN (SELECT o.reltablespace FROM pg_catalog.pg_class o \
+             WHERE o.relpersistence <> 't' AND o.oid >= {FIRST_OF_USERS})"
+    )
+}
 
 /// A kind of objects: a catalog, and which of its rows are meant (`o` is a row).
 struct Counted {
@@ -43,7 +47,7 @@ pub(super) fn take(
         .map(|row| Deserialize::deserialize(row).context("an unexpected list of extensions"))
         .collect::<anyhow::Result<_>>()?;
     contents.roles = names(session, &roles())?;
-    contents.tablespaces = names(session, TABLESPACES)?;
+    contents.tablespaces = names(session, &tablespaces())?;
     contents.schemas = names(
         session,
         &format!(

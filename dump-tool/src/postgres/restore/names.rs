@@ -23,9 +23,23 @@ pub(super) fn beside_prefix(name: &str) -> Option<String> {
     (prefix.len() + ID_END <= NAME_LIMIT).then_some(prefix)
 }
 
+/// Stands between the name of a database that was replaced and the time.
+const BEFORE: &str = "__before_";
+
 /// What the database that was called `name` is called once it was replaced.
 pub(super) fn before(name: &str, now: Time) -> String {
-    with_suffix(name, &format!("__before_{}", now.format("%Y%m%dT%H%M%SZ")))
+    with_suffix(name, &format!("{BEFORE}{}", now.format("%Y%m%dT%H%M%SZ")))
+}
+
+/// Whether [`before`] has given that name.
+pub fn is_before(name: &str) -> bool {
+    let is_stamp = |(at, c): (usize, char)| match at {
+        8 => c == 'T',
+        15 => c == 'Z',
+        _ => c.is_ascii_digit(),
+    };
+    let time = name.rsplit_once(BEFORE).map(|(_, time)| time);
+    time.is_some_and(|time| time.len() == 16 && time.chars().enumerate().all(is_stamp))
 }
 
 /// Cuts the name between two characters, so that all of the suffix fits.
@@ -47,6 +61,8 @@ mod tests {
         assert_eq!(beside_prefix(&"n".repeat(50)).unwrap().len(), 55);
         assert_eq!(beside_prefix(&"n".repeat(51)), None);
         assert_eq!(before("app", now), "app__before_20260428T022150Z");
+        assert!(is_before(&before("app", now)) && is_before(&before(&"n".repeat(63), now)));
+        assert!(!is_before("app__before_launch"));
     }
 
     #[test]
