@@ -61,17 +61,24 @@ impl Spool {
     /// A full disk.
     pub fn finish(self) -> anyhow::Result<Entries> {
         let file = self.file.into_inner().map_err(io::IntoInnerError::into_error);
-        Ok(Entries { file: file.context("cannot write a temporary file")?, count: self.count })
+        let file = file.context("cannot write a temporary file")?;
+        Ok(Entries { file, bytes: self.length, count: self.count })
     }
 }
 
 /// Entries that were put aside; can be read several times.
 pub struct Entries {
     file: File,
+    bytes: u64,
     count: u64,
 }
 
 impl Entries {
+    /// Bytes of their canonical lines.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// How many there are.
     pub fn count(&self) -> u64 {
         self.count

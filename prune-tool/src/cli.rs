@@ -12,6 +12,7 @@ use bk_manifest::shell::{Console, EXIT_CODES_HELP, Verbosity};
 use bk_manifest::spool::Document;
 use bk_manifest::stream::Format;
 use bk_manifest::time::Time;
+use bk_push::cli::AccessArgs;
 use bk_push::store::Store;
 use clap::{Parser, ValueEnum};
 use jiff::tz::TimeZone;
@@ -41,6 +42,8 @@ pub struct Args {
     /// Destination that holds the backups
     #[arg(long, value_name = "DEST", env = "BACKUP_DESTINATION_PATH")]
     from: String,
+    #[command(flatten)]
+    access: AccessArgs,
     /// Zone whose midnight begins a day: a name such as Europe/Berlin, or `local`
     #[arg(long, value_name = "ZONE", default_value = "UTC", value_parser = parse_zone)]
     time_zone: TimeZone,
@@ -202,7 +205,7 @@ fn holder() -> String {
 }
 
 fn run_in_pipe(args: &Args, rules: Rules, console: &Console) -> anyhow::Result<Exit> {
-    let store = Store::open(&args.from)?;
+    let store = Store::open(&args.from, &args.access.read())?;
     let input = console.input("… | bk-verify --from DEST | bk-prune --from DEST --keep-daily 7")?;
     let mut document = Document::read(input)?;
     let exit = document.trailer.exit()?;
@@ -250,7 +253,7 @@ fn pruned(outcome: &Outcome) -> serde_json::Value {
 }
 
 fn run_standalone(args: &Args, rules: Rules, console: &Console) -> anyhow::Result<Exit> {
-    let store = Store::open(&args.from)?;
+    let store = Store::open(&args.from, &args.access.read())?;
     let options = options(args, rules, &store, None);
     let destination = store.destination.as_ref();
     let Some(series) = standalone_series(args, &store, &options)? else {
@@ -311,7 +314,7 @@ fn series_name(args: &Args) -> Option<String> {
 }
 
 fn run_undelete(args: &Args) -> anyhow::Result<Exit> {
-    let store = Store::open(&args.from)?;
+    let store = Store::open(&args.from, &args.access.read())?;
     let destination = store.destination.as_ref();
     let now = args.now.unwrap_or_else(Time::now);
     let survey = Survey::read(destination, store.grace(), Some(now))?;

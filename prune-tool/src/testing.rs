@@ -194,7 +194,7 @@ impl Made {
 }
 
 fn put(destination: &dyn Destination, name: &str, bytes: &[u8]) {
-    let mut upload = destination.put(name).unwrap();
+    let mut upload = destination.put(name, bytes.len() as u64).unwrap();
     upload.write_all(bytes).unwrap();
     upload.commit().unwrap();
 }

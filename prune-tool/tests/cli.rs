@@ -43,7 +43,12 @@ fn text(bytes: &[u8]) -> &str {
 
 /// A destination `dest` with a backup on each of these days of April 2026, each with one object.
 fn destination(folder: &Path, grace: Duration, days: &[u32]) -> Store {
-    let (store, _) = Store::init(folder.join("dest").to_str().unwrap(), grace).unwrap();
+    let (store, _) = Store::init(
+        folder.join("dest").to_str().unwrap(),
+        &bk_push::access::Access::default(),
+        grace,
+    )
+    .unwrap();
     for day in days {
         let (header, trailer) = manifest(*day);
         let place = place(*day);
@@ -56,7 +61,7 @@ fn destination(folder: &Path, grace: Duration, days: &[u32]) -> Store {
 }
 
 fn put(store: &Store, name: &str, bytes: &[u8]) {
-    let mut upload = store.destination.put(name).unwrap();
+    let mut upload = store.destination.put(name, bytes.len() as u64).unwrap();
     upload.write_all(bytes).unwrap();
     upload.commit().unwrap();
 }

@@ -16,6 +16,7 @@ use bk_manifest::stream::{Format, Reader, Writer};
 use bk_manifest::time::Time;
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::access::{self, Access};
 use crate::catalog::{BackupInfo, Catalog};
 use crate::destination::Created;
 use crate::fetch::{self, Occupied};
@@ -48,11 +49,28 @@ enum Command {
     Fetch(FetchArgs),
 }
 
+/// How a destination off this machine is reached.
+#[derive(Debug, clap::Args)]
+pub struct AccessArgs {
+    /// How the variables begin that say how to reach the destination: `PREFIX_S3_ENDPOINT`, …
+    #[arg(long, value_name = "PREFIX", default_value = access::PREFIX)]
+    access: String,
+}
+
+impl AccessArgs {
+    /// What the environment says.
+    pub fn read(&self) -> Access {
+        Access::new(&self.access, std::env::vars_os())
+    }
+}
+
 #[derive(Debug, clap::Args)]
 struct PushArgs {
     /// Destination to store to
     #[arg(long, value_name = "DEST", env = "BACKUP_DESTINATION_PATH", hide_env_values = true)]
     to: Option<String>,
+    #[command(flatten)]
+    access: AccessArgs,
     /// Store everything, whatever the parent has
     #[arg(long)]
     full: bool,
@@ -72,6 +90,8 @@ struct InitArgs {
     /// Folder to make a destination; the one above it must be there
     #[arg(long, value_name = "DEST", env = "BACKUP_DESTINATION_PATH")]
     to: String,
+    #[command(flatten)]
+    access: AccessArgs,
     /// How long prune waits between its mark and the removal: longer than any push takes
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = parse_duration)]
     grace: Duration,
@@ -93,6 +113,8 @@ struct ListArgs {
     #[arg(long, value_name = "DEST", env = "BACKUP_DESTINATION_PATH")]
     from: String,
     #[command(flatten)]
+    access: AccessArgs,
+    #[command(flatten)]
     series: SeriesArgs,
     /// Print one JSON object a line
     #[arg(long)]
@@ -106,6 +128,8 @@ struct ManifestArgs {
     /// Destination to read from
     #[arg(long, value_name = "DEST", env = "BACKUP_DESTINATION_PATH")]
     from: String,
+    #[command(flatten)]
+    access: AccessArgs,
     #[command(flatten)]
     series: SeriesArgs,
     /// Latest before this time (RFC 3339)
@@ -121,6 +145,8 @@ struct FetchArgs {
     /// Destination to read from
     #[arg(long, value_name = "DEST", env = "BACKUP_DESTINATION_PATH")]
     from: String,
+    #[command(flatten)]
+    access: AccessArgs,
     /// Folder to restore into; empty or new
     #[arg(long, value_name = "DIR")]
     target: PathBuf,
@@ -189,12 +215,12 @@ fn run_push(args: &PushArgs, console: &Console) -> anyhow::Result<Exit> {
     let options = push::Options { full: args.full, format };
     let input = console.input("bk-manifest new … | bk-manifest add … | bk-push --to DEST")?;
     let reader = Reader::new(input)?;
-    let store = Store::open(to)?;
+    let store = Store::open(to, &args.access.read())?;
     push::push(reader, console.output(), &store, options, console)
 }
 
 fn init(args: &InitArgs, console: &Console) -> anyhow::Result<Exit> {
-    let (store, created) = Store::init(&args.to, args.grace)?;
+    let (store, created) = Store::init(&args.to, &args.access.read(), args.grace)?;
     match created {
         Created::New => console.note(&format!("'{}' is a backup destination now", args.to)),
         Created::Taken if store.grace() == args.grace => {
@@ -238,7 +264,7 @@ fn marked_ids(store: &Store) -> anyhow::Result<BTreeSet<String>> {
 }
 
 fn run_list(args: &ListArgs, console: &Console) -> anyhow::Result<Exit> {
-    let store = Store::open(&args.from)?;
+    let store = Store::open(&args.from, &args.access.read())?;
     let catalog = Catalog::read(&*store.destination)?;
     let series = args.series.name()?;
     let backups: Vec<&BackupInfo> = catalog
@@ -264,7 +290,7 @@ fn run_list(args: &ListArgs, console: &Console) -> anyhow::Result<Exit> {
 }
 
 fn manifest(args: &ManifestArgs, console: &Console) -> anyhow::Result<Exit> {
-    let store = Store::open(&args.from)?;
+    let store = Store::open(&args.from, &args.access.read())?;
     let catalog = Catalog::read(&*store.destination)?;
     for (object, error) in &catalog.unreadable {
         console.warn(&format!("'{}' cannot be read: {error:#}", object.name));
@@ -330,7 +356,7 @@ fn run_fetch(args: &FetchArgs, console: &Console) -> anyhow::Result<Exit> {
     let input = console
         .input("bk-push manifest latest --from DEST | bk-push fetch --from DEST --target DIR")?;
     let mut document = Document::read(input)?;
-    let store = Store::open(&args.from)?;
+    let store = Store::open(&args.from, &args.access.read())?;
     let exit = fetch::fetch(&mut document, &store, &options, console)?;
     document.write(console.output(), Format::Json)?;
     Ok(exit)

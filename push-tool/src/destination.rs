@@ -119,8 +119,9 @@ pub trait Destination: Send + Sync {
     /// who asked knows how many bytes were due.
     fn read(&self, name: &str, range: Option<Range<u64>>) -> Result<Box<dyn Read + Send + '_>>;
 
-    /// Begins to store an object.
-    fn put(&self, name: &str) -> Result<Box<dyn Upload + '_>>;
+    /// Begins to store an object of about `bound` bytes at most: what stores that take an object in
+    /// parts need to know before the first one.
+    fn put(&self, name: &str, bound: u64) -> Result<Box<dyn Upload + '_>>;
 
     /// Stores a small object unless its name is taken. Of several at once, one gets [`Created::New`].
     fn create(&self, name: &str, bytes: &[u8]) -> Result<Created>;

@@ -1,8 +1,9 @@
 //! Moves objects to a destination and back, and finds the backups that are there.
 //!
-//! [`destination`] says what a destination promises; [`local`] is one. [`store`] opens one by the
-//! name a user gives. [`catalog`] finds backups, [`read`] gets their content out again.
+//! [`destination`] says what a destination promises; [`local`] is one. [`location`] reads the name
+//! that a user gives, [`store`] opens what is there. [`catalog`] finds backups, [`read`] gets their content out again.
 
+pub mod access;
 pub mod base;
 pub mod catalog;
 pub mod cli;
@@ -14,6 +15,7 @@ pub mod links;
 pub mod list;
 pub mod local;
 pub mod locate;
+pub mod location;
 pub mod mark;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;

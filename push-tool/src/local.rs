@@ -313,7 +313,7 @@ impl Destination for Local {
         open().map_err(|error| self.error("read", name, error))
     }
 
-    fn put(&self, name: &str) -> Result<Box<dyn Upload + '_>> {
+    fn put(&self, name: &str, _: u64) -> Result<Box<dyn Upload + '_>> {
         let begin = || checked(name).and_then(|_| self.begin());
         let file = begin().map_err(|error| self.error("store", name, error))?;
         Ok(Box::new(LocalUpload { local: self, name: name.to_owned(), file }))
@@ -487,7 +487,7 @@ mod tests {
         assert!(local.list("link").is_err());
         assert_eq!(local.list("").unwrap().count(), 0);
         assert!(local.create("link/new", b"x").is_err());
-        let mut upload = local.put("link/new").unwrap();
+        let mut upload = local.put("link/new", 3).unwrap();
         upload.write_all(b"x").unwrap();
         assert!(upload.commit().is_err());
         assert_eq!(names(&outside), victim);
@@ -503,7 +503,7 @@ mod tests {
         symlink("../../outside", folder.path().join("dest/.bk/tmp")).unwrap();
         assert!(local.sweep(later).is_err());
         assert!(local.now().is_err());
-        assert!(local.put("a").is_err());
+        assert!(local.put("a", 1).is_err());
         std::fs::remove_file(folder.path().join("dest/.bk/tmp")).unwrap();
         std::fs::remove_dir(folder.path().join("dest/.bk")).unwrap();
         symlink("../outside", folder.path().join("dest/.bk")).unwrap();

@@ -173,7 +173,7 @@ impl Destination for Memory {
         Ok(Box::new(Cursor::new(bytes[cut(range.start)..cut(range.end)].to_vec())))
     }
 
-    fn put(&self, name: &str) -> Result<Box<dyn Upload + '_>> {
+    fn put(&self, name: &str, _: u64) -> Result<Box<dyn Upload + '_>> {
         Ok(Box::new(MemoryUpload { memory: self, name: name.to_owned(), bytes: Vec::new() }))
     }
 
@@ -265,8 +265,8 @@ impl Destination for Shared {
     fn read(&self, name: &str, range: Option<Range<u64>>) -> Result<Box<dyn Read + Send + '_>> {
         self.0.read(name, range)
     }
-    fn put(&self, name: &str) -> Result<Box<dyn Upload + '_>> {
-        self.0.put(name)
+    fn put(&self, name: &str, bound: u64) -> Result<Box<dyn Upload + '_>> {
+        self.0.put(name, bound)
     }
     fn create(&self, name: &str, bytes: &[u8]) -> Result<Created> {
         self.0.create(name, bytes)

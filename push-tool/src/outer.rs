@@ -55,7 +55,7 @@ mod tests {
                 ..Backup::default()
             };
             let header = Header::new(&Application::default(), Some(&backup), &Run::default());
-            let mut upload = local.put(&name).unwrap();
+            let mut upload = local.put(&name, 2 << 20).unwrap();
             let mut writer = Writer::new(&mut upload, format, header).unwrap();
             for number in 0..20_000 {
                 let path = format!("{number:06}{}", "x".repeat(40));

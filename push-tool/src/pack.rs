@@ -266,7 +266,7 @@ impl<'a> Packer<'a> {
             .collect::<anyhow::Result<_>>()?;
         let mut places: HashMap<usize, At> = HashMap::new();
         for ((frame, skips), members) in compressed.into_iter().zip(&frames) {
-            let volume = self.open_volume()?;
+            let volume = self.open_volume(frame.bytes.len() as u64)?;
             let at = At {
                 object: volume.object.clone(),
                 offset: Some(volume.offset),
@@ -414,11 +414,12 @@ impl<'a> Packer<'a> {
         self.partial.insert(entry.component().to_owned());
     }
 
-    fn open_volume(&mut self) -> anyhow::Result<&mut OpenVolume> {
+    /// The open volume; a new one if there is none, with room for `next` more bytes.
+    fn open_volume(&mut self, next: u64) -> anyhow::Result<&mut OpenVolume> {
         if self.volume.is_none() {
             *self.last_volume += 1;
             let object = volume::name(*self.last_volume);
-            self.tools.uploader.open(&object)?;
+            self.tools.uploader.open(&object, VOLUME_BYTES + next)?;
             self.volume = Some(OpenVolume {
                 object,
                 offset: 0,
@@ -431,7 +432,7 @@ impl<'a> Packer<'a> {
     }
 
     fn write_frame(&mut self, frame: Frame) -> anyhow::Result<()> {
-        let volume = self.open_volume()?;
+        let volume = self.open_volume(frame.bytes.len() as u64)?;
         volume.table.add(&frame);
         volume.offset += frame.bytes.len() as u64;
         Ok(self.tools.uploader.write(frame.bytes)?)

@@ -418,12 +418,13 @@ fn commit(
         describe::side_files(&document.header, &document.trailer, &document.objects, manifest)?
     {
         let name = place::join(folder, name);
-        let mut upload = destination.put(&name)?;
+        let mut upload = destination.put(&name, text.len() as u64)?;
         upload.write_all(text.as_bytes()).with_context(|| format!("cannot store '{name}'"))?;
         upload.commit()?;
     }
     let name = place::join(folder, manifest);
-    let mut upload = destination.put(&name)?;
+    let ends = (1 << 20) + document.objects.len() as u64 * 512;
+    let mut upload = destination.put(&name, entries.bytes() + ends)?;
     let context = || format!("cannot store '{name}' at '{}'", destination.describe());
     let output = std::io::BufWriter::with_capacity(1 << 17, &mut upload);
     let mut writer = Writer::new(output, format, document.header.stored()).with_context(context)?;

@@ -2,7 +2,6 @@
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -10,8 +9,10 @@ use bk_manifest::exit::{Exit, Failure, fail};
 use bk_manifest::path::escape;
 use serde::{Deserialize, Serialize};
 
+use crate::access::Access;
 use crate::destination::{Created, Destination};
 use crate::local::{FOLDER_MODE, Local};
+use crate::location::Location;
 use crate::place::MARKER;
 
 /// How long a mark must have stood before prune deletes, unless `init` said otherwise.
@@ -40,8 +41,8 @@ impl Store {
     /// # Errors
     /// [`Exit::NoDestination`] if it or its marker is not there: an unmounted disk must not become a
     /// folder on the root disk.
-    pub fn open(name: &str) -> anyhow::Result<Self> {
-        let destination = connect(name)?;
+    pub fn open(name: &str, access: &Access) -> anyhow::Result<Self> {
+        let destination = connect(&Location::parse(name)?, access)?;
         let missing = |what: &str| {
             let name = escape(name.as_bytes());
             Failure::new(Exit::NoDestination, format!("'{name}' {what}"))
@@ -64,15 +65,17 @@ impl Store {
     /// # Errors
     /// [`Exit::NoDestination`] if the folder is not there (the one above it must be), those of the
     /// file system.
-    pub fn init(name: &str, grace: Duration) -> anyhow::Result<(Self, Created)> {
-        let path = local_path(name)?;
-        if !path.is_dir() {
+    pub fn init(name: &str, access: &Access, grace: Duration) -> anyhow::Result<(Self, Created)> {
+        let location = Location::parse(name)?;
+        if let Location::Local(path) = &location
+            && !path.is_dir()
+        {
             // Who has no business with the backups need not see when they were made.
             DirBuilder::new().mode(FOLDER_MODE).create(path).map_err(|error| {
                 fail(Exit::NoDestination, format!("cannot make '{}': {error}", path.display()))
             })?;
         }
-        let destination = connect(name)?;
+        let destination = connect(&location, access)?;
         let mut id = [0u8; 8];
         rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
             .context("cannot get random bytes")?;
@@ -82,7 +85,7 @@ impl Store {
         };
         let text = serde_json::to_string(&marker)? + "\n";
         let created = destination.create(MARKER, text.as_bytes())?;
-        Ok((Store::open(name)?, created))
+        Ok((Store::open(name, access)?, created))
     }
 
     /// How long a mark must have stood before prune deletes.
@@ -91,21 +94,16 @@ impl Store {
     }
 }
 
-/// The destination of a name, not yet looked at.
-fn connect(name: &str) -> anyhow::Result<Box<dyn Destination>> {
-    Ok(Box::new(Local::new(local_path(name)?)))
-}
-
-fn local_path(name: &str) -> anyhow::Result<&Path> {
-    let is_remote = name.contains("://")
-        || name.split_once(':').is_some_and(|(host, _)| !host.contains('/') && !host.is_empty());
-    if name.is_empty() || is_remote {
-        let name = escape(name.as_bytes());
-        return Err(Failure::new(Exit::Usage, format!("'{name}' is not a local path"))
-            .hint("this version keeps backups in a folder; mount the disk or the share")
-            .into());
+/// The destination at a location, not yet looked at.
+fn connect(location: &Location, _access: &Access) -> anyhow::Result<Box<dyn Destination>> {
+    match location {
+        Location::Local(path) => Ok(Box::new(Local::new(path))),
+        Location::S3 { .. } | Location::Ssh { .. } | Location::Daemon { .. } => {
+            Err(Failure::new(Exit::Usage, "this version keeps backups in a folder only")
+                .hint("mount the disk or the share")
+                .into())
+        }
     }
-    Ok(Path::new(name))
 }
 
 #[cfg(test)]
@@ -119,13 +117,13 @@ mod tests {
     fn a_destination_that_init_makes_is_for_its_owner_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("dest");
-        Store::init(path.to_str().unwrap(), DEFAULT_GRACE).unwrap();
+        Store::init(path.to_str().unwrap(), &Access::default(), DEFAULT_GRACE).unwrap();
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o700);
         // One that is there is its owner's matter.
         let open = folder.path().join("open");
         std::fs::create_dir(&open).unwrap();
         std::fs::set_permissions(&open, Permissions::from_mode(0o755)).unwrap();
-        Store::init(open.to_str().unwrap(), DEFAULT_GRACE).unwrap();
+        Store::init(open.to_str().unwrap(), &Access::default(), DEFAULT_GRACE).unwrap();
         assert_eq!(open.metadata().unwrap().permissions().mode() & 0o7777, 0o755);
     }
 }

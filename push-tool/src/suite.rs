@@ -7,7 +7,7 @@ use crate::local::Local;
 use crate::memory::Memory;
 
 fn put(destination: &dyn Destination, name: &str, bytes: &[u8]) {
-    let mut upload = destination.put(name).unwrap();
+    let mut upload = destination.put(name, bytes.len() as u64).unwrap();
     upload.write_all(bytes).unwrap();
     upload.commit().unwrap();
 }
@@ -34,14 +34,14 @@ fn every_destination(test: impl Fn(&dyn Destination)) {
 #[test]
 fn an_object_has_no_name_before_its_commit() {
     every_destination(|destination| {
-        let mut upload = destination.put("a/b").unwrap();
+        let mut upload = destination.put("a/b", 7).unwrap();
         upload.write_all(b"content").unwrap();
         assert_eq!(destination.stat("a/b").unwrap(), None);
         assert!(names(destination, "").is_empty());
         upload.commit().unwrap();
         assert_eq!(destination.stat("a/b").unwrap().unwrap().size, 7);
         assert_eq!(read(destination, "a/b", None), b"content");
-        drop(destination.put("a/c").unwrap());
+        drop(destination.put("a/c", 1).unwrap());
         assert_eq!(names(destination, ""), ["a/b"]);
     });
 }
@@ -50,7 +50,7 @@ fn an_object_has_no_name_before_its_commit() {
 fn nothing_that_is_stored_is_overwritten() {
     every_destination(|destination| {
         put(destination, "a", b"first");
-        let mut upload = destination.put("a").unwrap();
+        let mut upload = destination.put("a", 6).unwrap();
         upload.write_all(b"second").unwrap();
         assert_eq!(upload.commit().unwrap_err().kind, ErrorKind::Exists);
         assert_eq!(destination.create("a", b"third").unwrap(), Created::Taken);
@@ -135,7 +135,7 @@ fn names_that_lead_out_are_refused() {
     std::fs::create_dir(&inside).unwrap();
     let local = Local::new(&inside);
     for name in ["../x", "/etc/passwd", "a/../../x", ""] {
-        assert!(local.put(name).is_err(), "{name}");
+        assert!(local.put(name, 1).is_err(), "{name}");
         assert!(local.read(name, None).is_err(), "{name}");
         assert!(!local.delete(&[name.to_owned()]).is_empty(), "{name}");
     }

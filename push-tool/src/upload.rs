@@ -21,7 +21,7 @@ const QUEUE: usize = 8;
 const RENEW_AT_LEAST: Duration = Duration::from_mins(1);
 
 enum Message {
-    Open(String),
+    Open(String, u64),
     Bytes(Vec<u8>),
     Close(Spool),
 }
@@ -50,12 +50,12 @@ impl Uploader {
         self.sender.send(message).map_err(|_| StoppedStoring)
     }
 
-    /// Begins an object, by its name in the backup's folder.
+    /// Begins an object of about `bound` bytes at most, by its name in the backup's folder.
     ///
     /// # Errors
     /// If the thread has stopped, as all of these.
-    pub fn open(&self, object: &str) -> Result<(), StoppedStoring> {
-        self.send(Message::Open(object.to_owned()))
+    pub fn open(&self, object: &str, bound: u64) -> Result<(), StoppedStoring> {
+        self.send(Message::Open(object.to_owned(), bound))
     }
 
     /// Appends to the open object.
@@ -132,14 +132,15 @@ impl<'a> PartialWriter<'a> {
     /// The entries of an object that is closed, one a line behind a line for the object.
     fn closed(&mut self, record: &ObjectRecord, entries: Spool) -> anyhow::Result<()> {
         let name = place::join(&self.folder, &format!("{:06}{ENTRIES}", self.pieces.len()));
-        let mut upload = self.destination.put(&name)?;
+        let entries = entries.finish()?;
+        let mut upload = self.destination.put(&name, entries.bytes() + LINE_LIMIT)?;
         let closed =
             Closed { object: record.object.clone(), size: record.size, checksum: record.checksum };
         let context = || format!("cannot store '{name}'");
         let mut line = serde_json::to_vec(&closed)?;
         line.push(b'\n');
         upload.write_all(&line).with_context(context)?;
-        for entry in entries.finish()?.iter() {
+        for entry in entries.iter() {
             line.clear();
             entry?.write_canonical(&mut line);
             line.push(b'\n');
@@ -176,12 +177,12 @@ impl<'a> PartialWriter<'a> {
                 Err(RecvTimeoutError::Disconnected) => break,
             };
             match message {
-                Message::Open(object) => {
+                Message::Open(object, bound) => {
                     let named = Named { object: object.clone() };
                     let piece = format!("{:06}{NAME}", self.pieces.len());
                     self.piece(&piece, &serde_json::to_vec(&named)?)?;
                     let name = place::join(&self.backup_folder, &object);
-                    open = Some((object, HashWriter::new(self.destination.put(&name)?)));
+                    open = Some((object, HashWriter::new(self.destination.put(&name, bound)?)));
                 }
                 Message::Bytes(bytes) => {
                     if let Some((object, upload)) = &mut open {

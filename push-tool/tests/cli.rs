@@ -47,9 +47,9 @@ fn a_wrong_command_line_is_usage() {
 }
 
 #[test]
-fn other_kinds_of_destination_are_refused_by_name() {
-    for dest in ["s3://bucket/prefix", "user@host:/path", "rsync://host/module"] {
-        assert_ended(&["list", "--from", dest], 2, "is not a local path");
+fn a_name_that_a_program_would_take_for_an_option_is_refused() {
+    for dest in ["-oProxyCommand=id:/path", "rsync://-x/module", "ftp://host/path"] {
+        assert_ended(&["list", &format!("--from={dest}")], 2, "is no destination");
     }
 }
 

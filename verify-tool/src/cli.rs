@@ -9,6 +9,7 @@ use bk_manifest::select::Selection;
 use bk_manifest::shell::{Console, EXIT_CODES_HELP, Verbosity};
 use bk_manifest::stream::Reader;
 use bk_manifest::time::Time;
+use bk_push::cli::AccessArgs;
 use bk_push::store::Store;
 use clap::{Parser, ValueEnum};
 
@@ -40,6 +41,8 @@ pub struct Args {
         required_unless_present = "against"
     )]
     from: Option<String>,
+    #[command(flatten)]
+    access: AccessArgs,
     /// How deep to look [default: stored; behind bk-push: present for all, stored for what it stored]
     #[arg(long, value_name = "LEVEL", conflicts_with = "against")]
     level: Option<LevelName>,
@@ -112,7 +115,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<Exit> {
     let Some(from) = &args.from else {
         return Err(Failure::new(Exit::Usage, "no destination: --from DEST is missing").into());
     };
-    let store = Store::open(from)?;
+    let store = Store::open(from, &args.access.read())?;
     let reader = Reader::new(input)?;
     verify(reader, console.output(), &store, &options, &HostDumps, console)
 }

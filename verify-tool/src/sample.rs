@@ -277,7 +277,7 @@ impl Made {
 }
 
 fn put(store: &Store, name: &str, bytes: &[u8]) {
-    let mut upload = store.destination.put(name).unwrap();
+    let mut upload = store.destination.put(name, bytes.len() as u64).unwrap();
     upload.write_all(bytes).unwrap();
     upload.commit().unwrap();
 }
@@ -290,7 +290,8 @@ impl Sample {
     fn store() -> (TempDir, Store) {
         let folder = tempfile::tempdir().unwrap();
         let name = folder.path().to_str().unwrap();
-        let (store, _) = Store::init(name, Duration::from_mins(1)).unwrap();
+        let (store, _) =
+            Store::init(name, &bk_push::access::Access::default(), Duration::from_mins(1)).unwrap();
         (folder, store)
     }
 

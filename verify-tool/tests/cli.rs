@@ -40,7 +40,12 @@ fn manifest() -> Vec<u8> {
 
 fn destination(folder: &Path) -> String {
     let name = folder.join("dest").to_str().unwrap().to_owned();
-    bk_push::store::Store::init(&name, std::time::Duration::from_mins(1)).unwrap();
+    bk_push::store::Store::init(
+        &name,
+        &bk_push::access::Access::default(),
+        std::time::Duration::from_mins(1),
+    )
+    .unwrap();
     name
 }
 

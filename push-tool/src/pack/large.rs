@@ -9,7 +9,7 @@ use bk_manifest::left_out::Reason;
 use rayon::iter::ParallelIterator;
 use rayon::slice::ParallelSlice;
 
-use super::{Packer, locate};
+use super::{Packer, VOLUME_BYTES, locate};
 use crate::source::{NotTaken, OpenFile, hash};
 use crate::volume::{self, FRAME_BYTES};
 
@@ -75,7 +75,11 @@ impl Packer<'_> {
     fn stream(&mut self, open: &OpenFile, entry: &Entry) -> anyhow::Result<Streamed> {
         let size = open.size();
         let header = volume::header(entry, size)?;
-        let volume = self.open_volume()?;
+        if size > VOLUME_BYTES {
+            // The room that the open one was given is not enough.
+            self.close_volume()?;
+        }
+        let volume = self.open_volume(size)?;
         let (object, offset) = (volume.object.clone(), volume.offset);
         let skip = header.len() as u64;
         let chunk_bytes = FRAME_BYTES * rayon::current_num_threads().clamp(2, 16);
@@ -119,7 +123,7 @@ impl Packer<'_> {
             }
             (chunk, start) = (next, 0);
         }
-        let length = self.open_volume()?.offset - offset;
+        let length = self.open_volume(0)?.offset - offset;
         let at = At {
             object,
             offset: Some(offset),

@@ -36,7 +36,8 @@ impl Packer<'_> {
             // Its name may still be taken, by what prune is about to remove.
             object = format!("again/{object}");
         }
-        self.tools.uploader.open(&object)?;
+        let size = open.size();
+        self.tools.uploader.open(&object, size)?;
         let mut hasher = Hasher::default();
         loop {
             bk_manifest::signal::check()?;
