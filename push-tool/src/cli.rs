@@ -20,6 +20,7 @@ use crate::access::{self, Access};
 use crate::catalog::{BackupInfo, Catalog};
 use crate::destination::Created;
 use crate::fetch::{self, Occupied};
+use crate::rate::Rate;
 use crate::store::Store;
 use crate::{list, mark, push};
 
@@ -55,12 +56,18 @@ pub struct AccessArgs {
     /// How the variables begin that say how to reach the destination: `PREFIX_S3_ENDPOINT`, …
     #[arg(long, value_name = "PREFIX", default_value = access::PREFIX)]
     access: String,
+    /// Bytes a second to and from a destination off this machine at most, with K, M or G
+    #[arg(long, value_name = "RATE")]
+    limit_rate: Option<Rate>,
 }
 
 impl AccessArgs {
     /// What the environment says.
     pub fn read(&self) -> Access {
-        Access::new(&self.access, std::env::vars_os())
+        let flag = self.limit_rate.map(|rate| {
+            (format!("{}_LIMIT_RATE", self.access).into(), rate.bytes().to_string().into())
+        });
+        Access::new(&self.access, std::env::vars_os().chain(flag))
     }
 }
 
@@ -221,6 +228,9 @@ fn run_push(args: &PushArgs, console: &Console) -> anyhow::Result<Exit> {
 
 fn init(args: &InitArgs, console: &Console) -> anyhow::Result<Exit> {
     let (store, created) = Store::init(&args.to, &args.access.read(), args.grace)?;
+    for limit in store.destination.limits() {
+        console.warn(&limit);
+    }
     match created {
         Created::New => console.note(&format!("'{}' is a backup destination now", args.to)),
         Created::Taken if store.grace() == args.grace => {

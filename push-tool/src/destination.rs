@@ -31,6 +31,8 @@ pub enum ErrorKind {
     Full,
     /// A passing fault: trying again may help.
     Transient,
+    /// It is there, but in an archive that must bring it back before it can be read.
+    Archived,
     /// Anything else.
     Other,
 }
@@ -143,4 +145,15 @@ pub trait Destination: Send + Sync {
     /// # Errors
     /// [`Exit::Busy`] if another run has it.
     fn lock(&self, series: &str, holder: &str) -> anyhow::Result<Option<bk_manifest::lock::Lock>>;
+
+    /// What this destination cannot do that others can, or threatens to do with what is stored: a line
+    /// each for the user. May take a few requests, so it is asked once a run.
+    fn limits(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Requests that were sent so far, where they are counted: some stores charge for each.
+    fn requests(&self) -> Option<u64> {
+        None
+    }
 }

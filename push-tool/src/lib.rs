@@ -24,11 +24,15 @@ pub mod pack;
 pub mod partial;
 pub mod place;
 pub mod push;
+pub mod rate;
 pub mod read;
+pub mod s3;
 pub mod source;
 pub mod store;
-#[cfg(test)]
-mod suite;
+#[cfg(any(test, feature = "testing"))]
+pub mod suite;
 pub mod target;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod upload;
 pub mod volume;

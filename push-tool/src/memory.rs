@@ -128,6 +128,14 @@ impl State {
     }
 }
 
+/// A name that leads out is none.
+fn checked(verb: &'static str, name: &str) -> Result<()> {
+    match bk_manifest::path::RelPath::new(name) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(error(ErrorKind::Other, verb, name)),
+    }
+}
+
 fn error(kind: ErrorKind, verb: &'static str, name: &str) -> Error {
     let source = io::Error::other("killed").into();
     Error { kind, verb, name: name.into(), place: "memory".into(), source }
@@ -161,6 +169,7 @@ impl Destination for Memory {
     }
 
     fn read(&self, name: &str, range: Option<Range<u64>>) -> Result<Box<dyn Read + Send + '_>> {
+        checked("read", name)?;
         let mut state = self.state();
         let State { reading, objects, now, .. } = &mut *state;
         if let Some((_, accident)) = reading.take_if(|(part, _)| name.contains(&**part)) {
@@ -178,6 +187,7 @@ impl Destination for Memory {
     }
 
     fn create(&self, name: &str, bytes: &[u8]) -> Result<Created> {
+        checked("store", name)?;
         let mut state = self.state();
         if state.objects.contains_key(name) {
             return Ok(Created::Taken);
@@ -197,7 +207,7 @@ impl Destination for Memory {
             if rest.len().is_multiple_of(2) { rest.pop_front() } else { rest.pop_back() }
         };
         while let Some(name) = next() {
-            match state.change("remove", name) {
+            match checked("remove", name).and_then(|()| state.change("remove", name)) {
                 Ok(()) => drop(state.objects.remove(name)),
                 Err(error) => failed.push(error),
             }

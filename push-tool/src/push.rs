@@ -67,6 +67,9 @@ pub fn push(
             .hint("begin again with bk-manifest new; what that push stored is used")
             .into());
     }
+    for limit in destination.limits() {
+        progress.warn(&limit);
+    }
     let mut base = Base::default();
     let parent_file = if options.full { None } else { base.add_parent(store, &run, progress)? };
     let mut known = KnownContent::new(LARGE_BYTES, parent_file.filter(|_| base.has_parent))?;
@@ -124,8 +127,10 @@ pub fn push(
     }
     push.sources.remove_staged(&entries, progress)?;
     drop(lock);
+    let requests =
+        destination.requests().map(|count| format!(", {count} requests")).unwrap_or_default();
     progress.note(&format!(
-        "stored {} of {} ({})",
+        "stored {} of {} ({}{requests})",
         backup.id,
         document.header.series()?,
         human_bytes(push.totals.stored)

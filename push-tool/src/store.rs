@@ -14,6 +14,7 @@ use crate::destination::{Created, Destination};
 use crate::local::{FOLDER_MODE, Local};
 use crate::location::Location;
 use crate::place::MARKER;
+use crate::s3::S3;
 
 /// How long a mark must have stood before prune deletes, unless `init` said otherwise.
 pub const DEFAULT_GRACE: Duration = Duration::from_hours(24);
@@ -95,10 +96,11 @@ impl Store {
 }
 
 /// The destination at a location, not yet looked at.
-fn connect(location: &Location, _access: &Access) -> anyhow::Result<Box<dyn Destination>> {
+fn connect(location: &Location, access: &Access) -> anyhow::Result<Box<dyn Destination>> {
     match location {
         Location::Local(path) => Ok(Box::new(Local::new(path))),
-        Location::S3 { .. } | Location::Ssh { .. } | Location::Daemon { .. } => {
+        Location::S3 { bucket, prefix } => Ok(Box::new(S3::open(bucket, prefix, access)?)),
+        Location::Ssh { .. } | Location::Daemon { .. } => {
             Err(Failure::new(Exit::Usage, "this version keeps backups in a folder only")
                 .hint("mount the disk or the share")
                 .into())

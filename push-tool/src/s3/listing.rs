@@ -1,0 +1,165 @@
+//! Goes through the keys of a bucket, page by page.
+
+use std::vec;
+
+use bk_manifest::path::RelPath;
+use bk_manifest::time::Time;
+use reqwest::Method;
+
+use super::answer::{self, Listed, ObjectPage, UploadPage};
+use super::client::Request;
+use super::fault::Fault;
+use super::{S3, probe};
+use crate::destination::{ErrorKind, ObjectInfo, Result};
+
+/// The objects below a folder.
+///
+/// Keys that are no relative path (`/a`, `a//b`, `folder/`) are none of ours and cannot be asked for
+/// by name: they are passed over.
+pub(super) struct Objects<'a> {
+    s3: &'a S3,
+    folder: String,
+    request: Request,
+    page: vec::IntoIter<Listed>,
+    encoding: Option<String>,
+    /// What the next page is asked for with; none at the end.
+    next: Option<Request>,
+    token: Option<String>,
+}
+
+impl<'a> Objects<'a> {
+    /// Asks for the first page.
+    pub(super) fn begin(s3: &'a S3, folder: &str) -> Result<Self> {
+        let prefix = s3.key_prefix(folder);
+        let request = Request::new(Method::GET, "")
+            .query("list-type", "2")
+            .query("encoding-type", "url")
+            .query("prefix", prefix);
+        let mut objects = Objects {
+            s3,
+            folder: folder.to_owned(),
+            next: Some(request.clone()),
+            request,
+            page: Vec::new().into_iter(),
+            encoding: None,
+            token: None,
+        };
+        objects.turn()?;
+        Ok(objects)
+    }
+
+    fn turn(&mut self) -> Result<()> {
+        let Some(request) = self.next.take() else { return Ok(()) };
+        let mut turn = || -> std::result::Result<(), Fault> {
+            let answer = self.s3.client.send(&request)?;
+            let page: ObjectPage = answer::parse(answer.text()?)?;
+            if page.is_truncated {
+                let token = page.next_continuation_token.filter(|token| !token.is_empty());
+                if token.is_none() || token == self.token {
+                    return Err(Fault::Odd("it lists the same again and again".into()));
+                }
+                let next = token.clone().unwrap_or_default();
+                self.next = Some(self.request.clone().query("continuation-token", next));
+                self.token = token;
+            }
+            self.encoding = page.encoding_type;
+            self.page = page.contents.into_iter();
+            Ok(())
+        };
+        turn().map_err(|fault| self.s3.error("list", &self.folder, fault))
+    }
+
+    fn info(&self, listed: &Listed) -> Option<ObjectInfo> {
+        let key = answer::decoded(&listed.key, self.encoding.as_deref())?;
+        let name = self.s3.name(&key)?;
+        (!name.starts_with(probe::NAME)).then(|| ObjectInfo {
+            name: name.to_owned(),
+            size: listed.size,
+            modified: listed.last_modified,
+        })
+    }
+}
+
+impl Iterator for Objects<'_> {
+    type Item = Result<ObjectInfo>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            while let Some(listed) = self.page.next() {
+                if let Some(info) = self.info(&listed) {
+                    return Some(Ok(info));
+                }
+            }
+            self.next.as_ref()?;
+            if let Err(error) = self.turn() {
+                return Some(Err(error));
+            }
+        }
+    }
+}
+
+/// Takes away uploads that were begun before `before` and never ended, and what a probe left.
+pub(super) fn sweep(s3: &S3, before: Time) -> std::result::Result<u64, Fault> {
+    let first = Request::new(Method::GET, "")
+        .query("uploads", "")
+        .query("encoding-type", "url")
+        .query("prefix", s3.key_prefix(""));
+    let mut request = Some(first.clone());
+    let mut swept = 0;
+    let mut last = None;
+    while let Some(asked) = request.take() {
+        bk_manifest::signal::check()?;
+        let answer = match s3.client.send(&asked) {
+            Err(fault) if fault.is_unknown_request() => return Ok(swept),
+            answer => answer?,
+        };
+        let page: UploadPage = answer::parse(answer.text()?)?;
+        let encoding = page.encoding_type.as_deref();
+        for upload in &page.upload {
+            let Some(key) = answer::decoded(&upload.key, encoding) else { continue };
+            if upload.initiated < before && s3.name(&key).is_some_and(is_ours) {
+                let abort =
+                    Request::new(Method::DELETE, &key).query("uploadId", upload.upload_id.clone());
+                match s3.client.send(&abort) {
+                    // Another prune was faster.
+                    Err(fault) if fault.kind() == ErrorKind::NotFound => {}
+                    sent => {
+                        sent?;
+                        swept += 1;
+                    }
+                }
+            }
+        }
+        if page.is_truncated {
+            let key = page.next_key_marker.and_then(|key| answer::decoded(&key, encoding));
+            let markers = (key.unwrap_or_default(), page.next_upload_id_marker.unwrap_or_default());
+            if last.as_ref() == Some(&markers) {
+                return Err(Fault::Odd("it lists the same uploads again and again".into()));
+            }
+            let next = first.clone().query("key-marker", markers.0.clone());
+            request = Some(next.query("upload-id-marker", markers.1.clone()));
+            last = Some(markers);
+        }
+    }
+    Ok(swept + sweep_probes(s3, before)?)
+}
+
+fn sweep_probes(s3: &S3, before: Time) -> std::result::Result<u64, Fault> {
+    let prefix = s3.key_prefix("") + probe::NAME;
+    let request = Request::new(Method::GET, "").query("list-type", "2").query("prefix", prefix);
+    let answer = s3.client.send(&request)?;
+    let page: ObjectPage = answer::parse(answer.text()?)?;
+    let mut swept = 0;
+    for listed in page.contents.iter().filter(|listed| listed.last_modified < before) {
+        s3.client.send(&Request::new(Method::DELETE, &listed.key))?;
+        swept += 1;
+    }
+    Ok(swept)
+}
+
+/// Whether an upload can be one of ours, by its name: the bucket may be an application's too.
+fn is_ours(name: &str) -> bool {
+    let first = name.split('/').next().unwrap_or_default();
+    let is_year = first.len() == 4 && first.bytes().all(|byte| byte.is_ascii_digit());
+    RelPath::new(name).is_ok() && (is_year || first == crate::place::OWN_FOLDER)
+}

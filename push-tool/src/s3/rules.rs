@@ -1,0 +1,97 @@
+//! Rules of a bucket by which the store removes, freezes or keeps objects on its own.
+
+use reqwest::Method;
+use serde::de::DeserializeOwned;
+
+use super::S3;
+use super::answer::{self, Filter, Lifecycle, LifecycleRule, ObjectLock, Versioning};
+use super::client::Request;
+
+/// What users should know of the store and the bucket, a line each.
+///
+/// Keys that may not ask learn nothing: that is no failure.
+pub(super) fn limits(s3: &S3) -> Vec<String> {
+    let mut limits = Vec::new();
+    if s3.abilities().is_ok_and(|abilities| !abilities.has_create_only) {
+        limits.push(
+            "this store does not refuse to overwrite an object: let only one host at a time push \
+             or prune here"
+                .into(),
+        );
+    }
+    limits.extend(ask(s3, "lifecycle").map(|rules| of_lifecycle(s3, &rules)).unwrap_or_default());
+    limits.extend(ask(s3, "object-lock").and_then(|lock: ObjectLock| of_lock(&lock)));
+    if ask(s3, "versioning").is_some_and(|state: Versioning| state.status.is_some()) {
+        limits.push(
+            "the bucket keeps old versions: what prune removes goes on taking space until a \
+             lifecycle rule for noncurrent versions removes it"
+                .into(),
+        );
+    }
+    limits
+}
+
+fn ask<T: DeserializeOwned>(s3: &S3, what: &'static str) -> Option<T> {
+    let answer = s3.client.send(&Request::new(Method::GET, "").query(what, "")).ok()?;
+    answer::parse(answer.text().ok()?).ok()
+}
+
+fn of_lock(lock: &ObjectLock) -> Option<String> {
+    let retention = lock.rule.as_ref()?.default_retention.as_ref()?;
+    let time = match (retention.days, retention.years) {
+        (Some(days), _) => format!("{days} days"),
+        (None, Some(years)) => format!("{years} years"),
+        (None, None) => return None,
+    };
+    let mode = retention.mode.as_deref().unwrap_or("unknown mode");
+    let mode = bk_manifest::path::escape(mode.as_bytes());
+    Some(format!(
+        "Object Lock keeps every new object for {time} ({mode}): prune cannot free its space before"
+    ))
+}
+
+fn of_lifecycle(s3: &S3, rules: &Lifecycle) -> Vec<String> {
+    let of_rule = |rule: &LifecycleRule| {
+        let touches = rule.status == "Enabled" && touches(&s3.key_prefix(""), &prefix(rule));
+        if !touches {
+            return None;
+        }
+        let id = bk_manifest::path::escape(rule.id.as_deref().unwrap_or_default().as_bytes());
+        if let Some(expiration) = &rule.expiration {
+            let when = match (expiration.days, &expiration.date) {
+                (Some(days), _) => format!("after {days} days"),
+                (None, Some(date)) => {
+                    format!("from {} on", bk_manifest::path::escape(date.as_bytes()))
+                }
+                (None, None) => return None,
+            };
+            return Some(format!(
+                "lifecycle rule '{id}' removes objects {when}, those too that newer backups build \
+                 on: take the rule away and let bk-prune decide"
+            ));
+        }
+        let frozen = rule
+            .transition
+            .iter()
+            .find(|transition| matches!(&*transition.storage_class, "GLACIER" | "DEEP_ARCHIVE"))?;
+        Some(format!(
+            "lifecycle rule '{id}' moves objects to {}: they cannot be read, nor built on, before \
+             the store has restored them",
+            frozen.storage_class
+        ))
+    };
+    rules.rule.iter().filter_map(of_rule).collect()
+}
+
+/// The keys that a rule is for; empty for all.
+fn prefix(rule: &LifecycleRule) -> String {
+    let of_filter = |filter: &Filter| {
+        filter.prefix.clone().or_else(|| filter.and.as_ref().and_then(|and| and.prefix.clone()))
+    };
+    rule.prefix.clone().or_else(|| rule.filter.as_ref().and_then(of_filter)).unwrap_or_default()
+}
+
+/// Whether keys that begin with one can begin with the other.
+fn touches(ours: &str, theirs: &str) -> bool {
+    ours.starts_with(theirs) || theirs.starts_with(ours)
+}
