@@ -2,13 +2,12 @@
 
 use std::io::{self, Read};
 use std::ops::Range;
-use std::sync::Arc;
 
 use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap};
 use reqwest::{Method, Response};
 
 use super::S3;
-use super::client::{Client, Request, is_transient};
+use super::client::{Request, is_transient};
 use super::fault::Fault;
 
 /// An object's bytes as they come.
@@ -94,7 +93,10 @@ impl<'a> Download<'a> {
         loop {
             let got = match &mut self.response {
                 Some(response) => self.s3.client.piece(response, &mut self.piece),
-                None => self.resume().map(|()| self.piece.clear()),
+                None => match self.resume() {
+                    Ok(()) => continue,
+                    Err(fault) => Err(fault),
+                },
             };
             self.taken = 0;
             let fault = match got {
@@ -102,15 +104,14 @@ impl<'a> Download<'a> {
                     self.tries = 0;
                     return Ok(true);
                 }
-                Ok(()) if self.tries == 0 || self.response.is_some() => {
+                Ok(()) => {
                     let text =
                         format!("the answer ended at byte {} of {}", self.position, self.end);
                     Fault::Network { text, is_transient: true }
                 }
-                Ok(()) => continue,
                 Err(fault) => fault,
             };
-            let client: &Arc<Client> = &self.s3.client;
+            let client = &self.s3.client;
             if !is_transient(&fault) || self.tries >= client.settings.retries {
                 return Err(fault);
             }

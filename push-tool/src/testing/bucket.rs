@@ -288,7 +288,7 @@ impl Bucket {
         if !named || body.matches("<Part>").count() != upload.parts.len() {
             return Reply::refusal(400, "InvalidPart");
         }
-        let bytes = parts.flat_map(|(bytes, _)| bytes.iter().copied()).collect();
+        let bytes = parts.map(|(bytes, _)| bytes.as_slice()).collect::<Vec<_>>().concat();
         let object = self.object(bytes, upload.metadata);
         self.objects.insert(upload.key, object);
         Reply::new(200, "<CompleteMultipartUploadResult></CompleteMultipartUploadResult>")

@@ -1,0 +1,105 @@
+//! Keys, clocks and buckets that are not what the store wants.
+
+use super::*;
+use bk_manifest::exit::{Exit, classify};
+
+fn refused(server: &Server, others: &[(&str, &str)]) -> Error {
+    let s3 = S3::open(server.bucket_name(), "backups", &server.access(others)).unwrap();
+    let error = s3.stat("a").unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Denied);
+    error
+}
+
+#[test]
+fn keys_that_are_wrong_are_told_apart() {
+    let server = Server::start();
+    let secret = hint(refused(&server, &[("BACKUP_S3_SECRET_KEY", "wrong")]));
+    assert!(secret.contains("BACKUP_S3_SECRET_KEY"), "{secret}");
+    let id = hint(refused(&server, &[("BACKUP_S3_ACCESS_KEY", "AKOTHER")]));
+    assert!(id.contains("does not know"), "{id}");
+    server.ask_for_token("lent");
+    let token = hint(refused(&server, &[]));
+    assert!(token.contains("get new ones"), "{token}");
+}
+
+#[test]
+fn a_token_goes_with_the_keys_that_it_belongs_to() {
+    let server = Server::start();
+    server.ask_for_token("lent");
+    let variables = server.variables().into_iter().filter_map(|(name, value)| {
+        let name = match &*name {
+            "BACKUP_S3_ACCESS_KEY" => "AWS_ACCESS_KEY_ID",
+            "BACKUP_S3_SECRET_KEY" => "AWS_SECRET_ACCESS_KEY",
+            name => name,
+        };
+        Some((name.into(), value.into()))
+    });
+    let token = ("AWS_SESSION_TOKEN".into(), "lent".into());
+    let access = Access::new("BACKUP", variables.chain([token]));
+    let s3 = S3::open(server.bucket_name(), "", &access).unwrap();
+    assert_eq!(s3.stat("a").unwrap(), None);
+}
+
+#[test]
+fn a_clock_that_is_wrong_by_a_day_is_named() {
+    let server = Server::start();
+    server.bucket().ahead = 86_400;
+    let error = refused(&server, &[]);
+    assert!(format!("{:#}", anyhow::Error::from(error)).contains("RequestTimeTooSkewed"));
+    assert!(hint(refused(&server, &[])).contains("clock"));
+}
+
+#[test]
+fn no_key_is_in_what_is_told() {
+    let server = Server::start();
+    let secret = "wrongsecret12345";
+    let error = refused(&server, &[("BACKUP_S3_SECRET_KEY", secret)]);
+    let told = format!("{error:?}");
+    let told = format!("{told} {:#}", anyhow::Error::from(error));
+    assert!(!told.contains(secret) && !told.contains("Credential="), "{told}");
+}
+
+#[test]
+fn what_is_denied_is_not_tried_again() {
+    let server = Server::start();
+    let s3 = open(&server);
+    refuse(&server, Kind::List, 1, 403, "AccessDenied");
+    assert_eq!(names(&s3, "").unwrap_err().kind, ErrorKind::Denied);
+    assert_eq!(server.count(Kind::List), 1);
+    // Revoked half-way.
+    s3.create("a", b"1").unwrap();
+    refuse(&server, Kind::Put, 1, 403, "InvalidAccessKeyId");
+    assert_eq!(s3.create("b", b"1").unwrap_err().kind, ErrorKind::Denied);
+    assert_eq!(server.bucket().objects.len(), 1);
+}
+
+#[test]
+fn a_bucket_that_is_not_there_is_no_destination() {
+    let server = Server::start();
+    let s3 = S3::open("other", "", &server.access(&[])).unwrap();
+    let exit = |error: Error| classify(&error.into());
+    assert_eq!(exit(s3.create("a", b"").unwrap_err()), Exit::NoDestination);
+    assert_eq!(exit(s3.read("a", None).err().unwrap()), Exit::NoDestination);
+    assert_eq!(exit(s3.list("").err().unwrap()), Exit::NoDestination);
+}
+
+#[test]
+fn an_archived_object_is_told_from_a_missing_and_a_forbidden_one() {
+    let server = Server::start();
+    let s3 = open(&server);
+    put(&s3, "a", b"1").unwrap();
+    server.bucket().objects.get_mut("backups/a").unwrap().class = Some("GLACIER".into());
+    let error = s3.read("a", None).err().unwrap();
+    assert_eq!(error.kind, ErrorKind::Archived);
+    assert!(hint(error).contains("restore it first"));
+    assert_eq!(s3.stat("a").unwrap().unwrap().size, 1);
+}
+
+#[test]
+fn a_full_store_is_full() {
+    let server = Server::start();
+    let s3 = open(&server);
+    s3.create("a", b"1").unwrap();
+    refuse(&server, Kind::Put, 1, 403, "QuotaExceeded");
+    assert_eq!(put(&s3, "b", b"1").unwrap_err().kind, ErrorKind::Full);
+}

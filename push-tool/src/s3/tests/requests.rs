@@ -1,0 +1,105 @@
+//! Requests cost time, and money at some stores: there are as many as bytes ask for, not files.
+
+use super::*;
+use crate::access::Access;
+use crate::catalog::Catalog;
+use crate::push::{self, push};
+use crate::store::Store;
+use bk_manifest::entry::Entry;
+use bk_manifest::manifest::Trailer;
+use bk_manifest::manifest::{Application, Backup, Header, HostPath, Run, Source, SourceKind};
+use bk_manifest::path::RelPath;
+use bk_manifest::progress::Silent;
+use bk_manifest::stream::{Format, Reader, Writer};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+fn destination(server: &Server) -> (String, Access) {
+    (format!("s3://{}/backups", server.bucket_name()), server.access(&[]))
+}
+
+/// A document of so many small files below a folder, as `add` would have made it.
+fn document(root: &Path, id: &str, files: u32) -> Vec<u8> {
+    let backup =
+        Backup { id: id.into(), timestamp: "2026-05-01T00:00:00.000Z".into(), ..Backup::default() };
+    let source = Source {
+        component: "files".into(),
+        kind: SourceKind::Tree,
+        root: HostPath(root.as_os_str().as_bytes().to_vec()),
+        prefix: HostPath::default(),
+        paths: Vec::new(),
+    };
+    let run = Run { sources: vec![source], ..Run::default() };
+    let application = Application { name: "app".into(), version: None };
+    let header = Header::new(&application, Some(&backup), &run);
+    let mut writer = Writer::new(Vec::new(), Format::Json, header).unwrap();
+    for number in 0..files {
+        let name = format!("f{number:06}");
+        let content = format!("content of {number} {}", "x".repeat(200));
+        std::fs::File::create(root.join(&name)).unwrap().write_all(content.as_bytes()).unwrap();
+        let mut entry = Entry::new(RelPath::new(name).unwrap());
+        entry.size = Some(content.len() as u64);
+        writer.entry(&entry).unwrap();
+    }
+    writer.end(Trailer::default()).unwrap().0
+}
+
+fn push_files(server: &Server, id: &str, files: u32) -> Vec<u8> {
+    let tree = tempfile::tempdir().unwrap();
+    let document = document(tree.path(), id, files);
+    let (name, access) = destination(server);
+    let store = Store::open(&name, &access).unwrap();
+    let options = push::Options { full: false, format: Format::Json };
+    let mut output = Vec::new();
+    push(Reader::new(&document[..]).unwrap(), &mut output, &store, options, &Silent).unwrap();
+    output
+}
+
+#[test]
+fn a_push_of_many_files_takes_few_requests_and_one_comes_back_with_a_handful() {
+    let server = Server::start();
+    let (name, access) = destination(&server);
+    Store::init(&name, &access, Duration::from_hours(24)).unwrap();
+    let before = server.total();
+    let pushed = push_files(&server, "backup-20260501-000000-aaaaaaaa", 10_000);
+    let requests = server.total() - before;
+    assert!(requests < 40, "{requests}");
+    // The file's place is known: a range of the volume.
+    let mut reader = Reader::new(&pushed[..]).unwrap();
+    let mut found = None;
+    while let Some(entry) = reader.next_entry().unwrap() {
+        if entry.path.as_bytes() == b"f007777" {
+            found = Some(entry);
+        }
+    }
+    let place = reader.header().run().unwrap().place.unwrap();
+    let before = server.total();
+    let store = Store::open(&name, &access).unwrap();
+    let found = found.unwrap();
+    let object =
+        crate::place::join(crate::place::parent(&place), &found.at.clone().unwrap().object);
+    let mut content = Vec::new();
+    crate::read::open(&*store.destination, &object, found.at.as_ref())
+        .unwrap()
+        .take(found.size.unwrap())
+        .read_to_end(&mut content)
+        .unwrap();
+    assert!(content.starts_with(b"content of 7777 "));
+    assert!(server.total() - before <= 5);
+}
+
+#[test]
+fn a_list_of_backups_reads_both_ends_of_each_manifest() {
+    let server = Server::start();
+    let (name, access) = destination(&server);
+    Store::init(&name, &access, Duration::from_hours(24)).unwrap();
+    for number in 0..3 {
+        push_files(&server, &format!("backup-20260501-00000{number}-aaaaaaaa"), 10);
+    }
+    let store = Store::open(&name, &access).unwrap();
+    let before = (server.total(), server.count(Kind::Get));
+    let catalog = Catalog::read(&*store.destination).unwrap();
+    assert_eq!(catalog.backups.len(), 3);
+    assert!(server.count(Kind::Get) - before.1 <= 6);
+    assert!(server.total() - before.0 <= 7);
+}
