@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,6 +52,11 @@ impl Program {
     /// Looks for a program that one can do without.
     pub fn find_optional(name: &str) -> Option<Self> {
         which::which(name).ok().map(|path| Program { name: name.to_owned(), path })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Its name, for messages.
@@ -418,6 +423,11 @@ impl Finished {
     /// Whether it exited with 0.
     pub fn is_success(&self) -> bool {
         self.status.success()
+    }
+
+    /// What it exited with; `None` if a signal ended it.
+    pub fn code(&self) -> Option<i32> {
+        self.status.code()
     }
 
     /// What it wrote to standard error, line by line, without empty ones.

@@ -26,6 +26,7 @@ pub mod place;
 pub mod push;
 pub mod rate;
 pub mod read;
+pub mod rsync;
 pub mod s3;
 pub mod source;
 pub mod store;

@@ -14,6 +14,7 @@ use crate::destination::{Created, Destination};
 use crate::local::{FOLDER_MODE, Local};
 use crate::location::Location;
 use crate::place::MARKER;
+use crate::rsync;
 use crate::s3::S3;
 
 /// How long a mark must have stood before prune deletes, unless `init` said otherwise.
@@ -100,11 +101,8 @@ fn connect(location: &Location, access: &Access) -> anyhow::Result<Box<dyn Desti
     match location {
         Location::Local(path) => Ok(Box::new(Local::new(path))),
         Location::S3 { bucket, prefix } => Ok(Box::new(S3::open(bucket, prefix, access)?)),
-        Location::Ssh { .. } | Location::Daemon { .. } => {
-            Err(Failure::new(Exit::Usage, "this version keeps backups in a folder only")
-                .hint("mount the disk or the share")
-                .into())
-        }
+        Location::Ssh { user, host, path } => rsync::ssh(user.as_deref(), host, path, access),
+        Location::Daemon { user, host, path } => rsync::daemon(user.as_deref(), host, path, access),
     }
 }
 

@@ -140,6 +140,7 @@ mod tests {
     use super::*;
     use crate::local::Local;
     use crate::memory::Memory;
+    use crate::rsync::servers::{Account, RsyncDaemon, Sshd};
     use crate::s3::S3;
     use crate::testing::server::Server;
 
@@ -182,5 +183,23 @@ mod tests {
             let mut bucket = server.bucket();
             (bucket.has_create_only, bucket.has_delete_many, bucket.page) = (false, false, 1);
         });
+    }
+
+    #[test]
+    fn a_host_with_a_shell_keeps_every_promise() {
+        let sshd = Sshd::start();
+        run(&|| sshd.destination(Account::Shell));
+    }
+
+    #[test]
+    fn a_host_with_rsync_alone_keeps_them_for_one_writer() {
+        let sshd = Sshd::start();
+        run(&|| sshd.destination(Account::Rrsync));
+    }
+
+    #[test]
+    fn a_daemon_keeps_them_for_one_writer() {
+        let daemon = RsyncDaemon::start();
+        run(&|| daemon.destination());
     }
 }

@@ -1,0 +1,109 @@
+//! Destinations that rsync reaches: a host by ssh, or a daemon.
+//!
+//! A host that gives us a shell is a [`far::Far`]: rsync carries large objects, the shell does what rsync
+//! cannot. Where there is none, as with `rrsync` or a daemon, [`alone::Alone`] does with rsync what it can.
+
+mod alone;
+mod far;
+mod fault;
+mod link;
+mod listing;
+mod scripts;
+#[cfg(any(test, feature = "testing"))]
+pub mod servers;
+mod settings;
+mod stage;
+
+use std::sync::Arc;
+
+use alone::{Alone, Way};
+use bk_manifest::exit::{Exit, Failure, fail};
+use far::Far;
+use link::Link;
+use settings::Settings;
+
+use crate::access::Access;
+use crate::destination::Destination;
+
+/// The destination in a folder of a host that ssh reaches.
+///
+/// # Errors
+/// [`Exit::NoDestination`] if the host does not answer or cannot be used, [`Exit::Denied`] if it does
+/// not let us in or its key is not the known one, [`Exit::Usage`] for malformed variables.
+pub fn ssh(
+    user: Option<&str>,
+    host: &str,
+    path: &str,
+    access: &Access,
+) -> anyhow::Result<Box<dyn Destination>> {
+    by_ssh(user, host, path, &Settings::read(access)?)
+}
+
+fn by_ssh(
+    user: Option<&str>,
+    host: &str,
+    path: &str,
+    settings: &Settings,
+) -> anyhow::Result<Box<dyn Destination>> {
+    let link = Arc::new(Link::open(user, host, settings)?);
+    let place = format!("{}:{path}", link.host());
+    let alone = |root: &str| {
+        let target = format!("{}:{root}", link.host());
+        Alone::new(Way::Ssh(Arc::clone(&link)), &target, root, place.clone(), settings)
+    };
+    match far::probe(&link).map_err(fault::Fault::into_error)? {
+        Some(offer) => {
+            let root = absolute(path, &offer.home);
+            Ok(Box::new(Far::new(Arc::clone(&link), root.clone(), offer, alone(&root)?)))
+        }
+        None if path.starts_with('/') => Ok(Box::new(alone(path)?)),
+        None => {
+            let message =
+                format!("'{place}' gives no shell, and its folder does not begin with '/'");
+            Err(Failure::new(Exit::Usage, message)
+                .hint("rrsync takes '/' for the folder that the account is bound to")
+                .into())
+        }
+    }
+}
+
+/// The destination in a module of an rsync daemon.
+///
+/// # Errors
+/// [`Exit::Usage`] for malformed variables; what the daemon has against us is said when it is used.
+pub fn daemon(
+    user: Option<&str>,
+    host: &str,
+    path: &str,
+    access: &Access,
+) -> anyhow::Result<Box<dyn Destination>> {
+    by_daemon(user, host, path, Settings::read(access)?)
+}
+
+fn by_daemon(
+    user: Option<&str>,
+    host: &str,
+    path: &str,
+    mut settings: Settings,
+) -> anyhow::Result<Box<dyn Destination>> {
+    if host.contains(['/', '@']) || path.split('/').any(|part| part == "..") {
+        return Err(fail(Exit::Usage, "the daemon's host or module is malformed"));
+    }
+    let host = user.map_or(host.to_owned(), |user| format!("{user}@{host}"));
+    let place = format!("rsync://{host}/{path}");
+    // The other rsync takes the module for the root.
+    let root = path.split_once('/').map_or(String::new(), |(_, below)| format!("/{below}"));
+    let password = settings.password.take();
+    let way = Way::Daemon { password, patience: settings.patience };
+    Ok(Box::new(Alone::new(way, &place.clone(), &root, place, &settings)?))
+}
+
+/// A folder there, from the login's home where it does not begin with a slash.
+fn absolute(path: &str, home: &str) -> String {
+    let home = home.trim_end_matches('/');
+    match path.strip_prefix("~/").unwrap_or(path) {
+        "~" => home.to_owned(),
+        path if path.starts_with('/') => path.to_owned(),
+        path => format!("{home}/{path}"),
+    }
+}

@@ -1,0 +1,177 @@
+//! What rsync, ssh and the programs on the other host say when they fail, and what it means here.
+
+use bk_manifest::command::Finished;
+use bk_manifest::exit::{Exit, Failure};
+use bk_manifest::path::escape;
+
+use super::settings::Names;
+use crate::destination::{Error, ErrorKind};
+
+/// Why something could not be done over there.
+#[derive(Debug)]
+pub(super) struct Fault {
+    pub(super) kind: ErrorKind,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// Words of a failure, its kind, and the exit code if it ends the run.
+const WORDS: &[(&str, ErrorKind, Option<Exit>)] = &[
+    ("No space left on device", ErrorKind::Full, None),
+    ("isk quota exceeded", ErrorKind::Full, None),
+    ("Host key verification failed", ErrorKind::Denied, Some(Exit::Denied)),
+    ("Permission denied", ErrorKind::Denied, Some(Exit::Denied)),
+    ("Operation not permitted", ErrorKind::Denied, Some(Exit::Denied)),
+    ("Too many authentication failures", ErrorKind::Denied, Some(Exit::Denied)),
+    ("auth failed on module", ErrorKind::Denied, Some(Exit::Denied)),
+    ("access denied to", ErrorKind::Denied, Some(Exit::Denied)),
+    ("ead-only file system", ErrorKind::Denied, Some(Exit::Denied)),
+    ("module is read only", ErrorKind::Denied, Some(Exit::Denied)),
+    ("module is write only", ErrorKind::Denied, Some(Exit::Denied)),
+    ("sending to read-only server", ErrorKind::Denied, Some(Exit::Denied)),
+    ("reading from write-only server", ErrorKind::Denied, Some(Exit::Denied)),
+    ("nknown module", ErrorKind::Other, Some(Exit::NoDestination)),
+    ("is your shell clean", ErrorKind::Other, Some(Exit::NoDestination)),
+    ("Could not resolve hostname", ErrorKind::Other, Some(Exit::NoDestination)),
+    ("Name or service not known", ErrorKind::Other, Some(Exit::NoDestination)),
+    ("Connection refused", ErrorKind::Transient, Some(Exit::NoDestination)),
+    ("No route to host", ErrorKind::Transient, Some(Exit::NoDestination)),
+    ("Network is unreachable", ErrorKind::Transient, Some(Exit::NoDestination)),
+    ("timed out", ErrorKind::Transient, Some(Exit::NoDestination)),
+    ("timeout", ErrorKind::Transient, Some(Exit::NoDestination)),
+    ("connection was cut", ErrorKind::Transient, None),
+    ("No such file or directory", ErrorKind::NotFound, None),
+];
+/// What ssh exits with when it has no connection, or lost it.
+const SSH_FAILED: i32 = 255;
+/// What rsync exits with when the connection broke: in a socket, in the protocol, by waiting.
+const CONNECTION_LOST: [i32; 4] = [10, 12, 30, 35];
+
+impl Fault {
+    /// Of a program that failed.
+    pub(super) fn of(finished: &Finished, names: &Names) -> Self {
+        let said = &finished.stderr;
+        let lost = finished
+            .code()
+            .is_some_and(|code| code == SSH_FAILED || CONNECTION_LOST.contains(&code));
+        let (kind, exit) = match known(said) {
+            Some(known) => known,
+            None if lost => (ErrorKind::Transient, Some(Exit::NoDestination)),
+            None => (ErrorKind::Other, None),
+        };
+        let message = escape(finished.message().as_bytes());
+        let mut failure = Failure::new(exit.unwrap_or(Exit::Failed), message);
+        for hint in hints(said, names) {
+            failure = failure.hint(hint);
+        }
+        Fault { kind, source: failure.into() }
+    }
+
+    /// One that ends the run with this code.
+    pub(super) fn failure(kind: ErrorKind, failure: Failure) -> Self {
+        Fault { kind, source: failure.into() }
+    }
+
+    /// The name is taken.
+    pub(super) fn taken() -> Self {
+        Fault { kind: ErrorKind::Exists, source: "an object of that name is there".into() }
+    }
+
+    /// There is no such object.
+    pub(super) fn missing() -> Self {
+        Fault { kind: ErrorKind::NotFound, source: "no such object".into() }
+    }
+
+    /// The destination's folder is not there.
+    pub(super) fn no_root() -> Self {
+        let failure = Failure::new(Exit::NoDestination, "the destination's folder is not there");
+        Fault { kind: ErrorKind::NotFound, source: failure.into() }
+    }
+
+    /// What a program over there said of one object.
+    pub(super) fn said(cause: &str) -> Self {
+        let (kind, exit) = known(cause).unwrap_or((ErrorKind::Other, None));
+        let failure = Failure::new(exit.unwrap_or(Exit::Failed), escape(cause.as_bytes()));
+        Fault { kind, source: failure.into() }
+    }
+
+    /// Whether the host cannot be used at all.
+    pub(super) fn is_of_host(&self) -> bool {
+        let failure = self.source.downcast_ref::<Failure>();
+        failure.is_some_and(|failure| failure.exit == Exit::NoDestination)
+    }
+
+    /// The same for another object.
+    pub(super) fn again(&self) -> Self {
+        let source = match self.source.downcast_ref::<Failure>() {
+            Some(Failure { exit, message, hints }) => {
+                Failure { exit: *exit, message: message.clone(), hints: hints.clone() }.into()
+            }
+            None => self.source.to_string().into(),
+        };
+        Fault { kind: self.kind, source }
+    }
+
+    /// The error of an operation.
+    pub(super) fn on(self, verb: &'static str, name: &str, place: &str) -> Error {
+        let name = escape(name.as_bytes());
+        Error { kind: self.kind, verb, name, place: place.to_owned(), source: self.source }
+    }
+
+    /// As an error without an object.
+    pub(super) fn into_error(self) -> anyhow::Error {
+        match self.source.downcast::<Failure>() {
+            Ok(failure) => (*failure).into(),
+            Err(source) => anyhow::anyhow!(source),
+        }
+    }
+}
+
+impl From<std::io::Error> for Fault {
+    fn from(error: std::io::Error) -> Self {
+        // Of this machine's own files: trying again over there does not help.
+        Fault { kind: ErrorKind::Other, source: error.into() }
+    }
+}
+
+impl From<anyhow::Error> for Fault {
+    fn from(error: anyhow::Error) -> Self {
+        let source = match error.downcast::<Failure>() {
+            Ok(failure) => failure.into(),
+            Err(error) => error.into(),
+        };
+        Fault { kind: ErrorKind::Other, source }
+    }
+}
+
+fn known(said: &str) -> Option<(ErrorKind, Option<Exit>)> {
+    let (_, kind, exit) = WORDS.iter().find(|(words, ..)| said.contains(words))?;
+    Some((*kind, *exit))
+}
+
+/// What to do about it.
+fn hints(said: &str, names: &Names) -> Vec<String> {
+    let mut hints = Vec::new();
+    if said.contains("IDENTIFICATION HAS CHANGED") {
+        hints
+            .push("its host key is not the one that is known: find out why before all else".into());
+    } else if said.contains("Host key verification failed") {
+        hints.push(format!(
+            "compare its key with ssh-keyscan, then put it into the file of known hosts \
+             ({})",
+            names.known_hosts
+        ));
+        hints.push(format!("or take the first key seen: {}=accept-new", names.host_keys));
+    } else if said.contains("Permission denied (") {
+        hints.push(format!(
+            "the key is that of {}, or ssh's own choice; is it in authorized_keys there?",
+            names.key
+        ));
+    } else if said.contains("auth failed on module") {
+        hints.push(format!("the password is {}", names.password));
+    } else if said.contains("is your shell clean") {
+        hints.push(
+            "the login scripts there print something: have them do so for terminals only".into(),
+        );
+    }
+    hints
+}
