@@ -19,6 +19,7 @@ pub mod exit;
 pub mod json;
 pub mod known_settings;
 pub mod left_out;
+pub mod location;
 pub mod lock;
 pub mod lookup;
 pub mod ls;

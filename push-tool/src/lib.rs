@@ -3,6 +3,8 @@
 //! [`destination`] says what a destination promises; [`local`] is one. [`location`] reads the name
 //! that a user gives, [`store`] opens what is there. [`catalog`] finds backups, [`read`] gets their content out again.
 
+pub use bk_manifest::location;
+
 pub mod access;
 pub mod base;
 pub mod catalog;
@@ -15,7 +17,6 @@ pub mod links;
 pub mod list;
 pub mod local;
 pub mod locate;
-pub mod location;
 pub mod mark;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use bk_manifest::exit::{Exit, Failure};
-use bk_manifest::path::escape;
+use crate::exit::{Exit, Failure};
+use crate::path::escape;
 
 /// Where a destination is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,7 +173,7 @@ mod tests {
             "rsync://me:secret@host/module",
         ] {
             let error = Location::parse(name).unwrap_err();
-            assert_eq!(bk_manifest::exit::classify(&error), Exit::Usage, "{name}");
+            assert_eq!(crate::exit::classify(&error), Exit::Usage, "{name}");
         }
     }
 }
