@@ -1,5 +1,12 @@
 //! The table of settings: every name that scripts take from the environment or an env file.
 
+use std::borrow::Cow;
+
+/// What the names of the first destination's settings begin with.
+pub const PREFIX: &str = "BACKUP_";
+/// What those of the second one's begin with; the rest is as in the table.
+pub const COPY_PREFIX: &str = "BACKUP_COPY_";
+
 /// What a setting's value may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -9,8 +16,8 @@ pub enum Kind {
     Name,
     /// `true` or `false`, also `1`, `0`, `yes`, `no`, `on` and `off`.
     Boolean,
-    /// A whole number, at least this and at most 1,000,000.
-    Integer(u32),
+    /// A whole number, from the first to the second of these.
+    Integer(u32, u32),
     /// One of these words.
     Choice(&'static [&'static str]),
     /// `hourly`, `daily`, `weekly`, `monthly`, or the five fields of cron.
@@ -25,17 +32,25 @@ pub enum Kind {
     Words,
     /// `compose:SERVICE/DATABASE`, `docker:CONTAINER/DATABASE` or `url:NAME`.
     Postgres,
+    /// A folder, a bucket or a host: see [`crate::location::Location`].
+    Destination,
+    /// A host or a user there, as ssh takes them.
+    Host,
+    /// `age:RECIPIENT` or `gpg:KEY`, separated by blanks.
+    Recipients,
+    /// Bytes a second, with K, M, G or T.
+    Rate,
 }
 
-/// Which values ask for something that this version cannot do yet.
+/// Values that a setting of another program had, and that ours cannot do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Later {
+pub enum Refused {
     /// None.
     Nothing,
-    /// These.
-    Values(&'static [&'static str]),
-    /// Any at all.
-    Everything,
+    /// These are not there yet.
+    Later(&'static [&'static str]),
+    /// Any at all, with what to do instead.
+    Everything(&'static str),
 }
 
 /// One setting.
@@ -49,8 +64,10 @@ pub struct Setting {
     pub default: Option<&'static str>,
     /// Whether it is masked when shown, and also read from the file that `NAME_FILE` names.
     pub is_secret: bool,
-    /// What is not there yet.
-    pub later: Later,
+    /// What cannot be asked for.
+    pub refused: Refused,
+    /// Whether the second destination has its own.
+    pub is_for_copy: bool,
     /// A value for the example, where there is no default.
     pub example: &'static str,
     /// What it is, in lines for the example.
@@ -58,8 +75,16 @@ pub struct Setting {
 }
 
 const fn setting(name: &'static str, kind: Kind, help: &'static str) -> Setting {
-    let later = Later::Nothing;
-    Setting { name, kind, default: None, is_secret: false, later, example: "", help }
+    Setting {
+        name,
+        kind,
+        default: None,
+        is_secret: false,
+        refused: Refused::Nothing,
+        is_for_copy: false,
+        example: "",
+        help,
+    }
 }
 
 const fn text(name: &'static str, help: &'static str) -> Setting {
@@ -80,12 +105,18 @@ impl Setting {
     }
 
     const fn later(self, values: &'static [&'static str]) -> Self {
-        Setting { later: Later::Values(values), ..self }
+        Setting { refused: Refused::Later(values), ..self }
+    }
+
+    const fn also_for_copy(self) -> Self {
+        Setting { is_for_copy: true, ..self }
     }
 }
 
 const BOOLEAN: Kind = Kind::Boolean;
-const COUNT: Kind = Kind::Integer(1);
+const COUNT: Kind = Kind::Integer(1, MILLION);
+const PORT: Kind = Kind::Integer(1, 65_535);
+const MILLION: u32 = 1_000_000;
 
 /// All settings, by headings.
 pub const SETTINGS: &[(&str, &[Setting])] = &[
@@ -150,10 +181,25 @@ pub const SETTINGS: &[(&str, &[Setting])] = &[
                  script; bk itself has no scheduler",
             )
             .example("0 2 * * *"),
-            setting("BACKUP_DESTINATION_TYPE", Kind::Choice(&["local", "rsync", "s3"]), "Kind of destination")
-                .default("local")
-                .later(&["rsync", "s3"]),
-            text("BACKUP_DESTINATION_PATH", "Folder that holds the backups").example("/mnt/nas/backups"),
+            setting(
+                "BACKUP_DESTINATION_PATH",
+                Kind::Destination,
+                "What holds the backups: a folder, s3://BUCKET/PREFIX, USER@HOST:/PATH (rsync through ssh) or\n\
+                 rsync://HOST/MODULE/PATH (an rsync daemon)",
+            )
+            .example("/mnt/nas/backups")
+            .also_for_copy(),
+            setting(
+                "BACKUP_DESTINATION_TYPE",
+                Kind::Choice(&["local", "rsync", "s3"]),
+                "Kind of destination; unset, BACKUP_DESTINATION_PATH says it. Where that is a folder, or not set, s3 means\n\
+                 s3://BACKUP_S3_BUCKET/BACKUP_S3_PREFIX, rsync BACKUP_RSYNC_USER@BACKUP_RSYNC_HOST:BACKUP_RSYNC_PATH",
+            )
+            .example("local")
+            .also_for_copy(),
+            setting("BACKUP_LIMIT_RATE", Kind::Rate, "Bytes a second to send and receive at most, with K, M or G")
+                .example("10M")
+                .also_for_copy(),
             setting("BACKUP_INCREMENTAL", BOOLEAN, "Store only what the backup before does not hold").default("true"),
             setting("BACKUP_MANIFEST_FORMAT", Kind::Choice(&["json", "yaml"]), "Form of the stored manifest")
                 .default("json"),
@@ -165,12 +211,12 @@ pub const SETTINGS: &[(&str, &[Setting])] = &[
     (
         "How long to keep backups; without any of these none is removed",
         &[
-            setting("BACKUP_RETENTION_DAYS", COUNT, "All of this many days").example("30"),
-            setting("BACKUP_RETENTION_DAILY", COUNT, "The newest of each day, for this many days").example("7"),
-            setting("BACKUP_RETENTION_WEEKLY", COUNT, "The newest of each week, for this many weeks").example("4"),
-            setting("BACKUP_KEEP_LAST", COUNT, "This many, the newest").example("3"),
-            setting("BACKUP_KEEP_MONTHLY", COUNT, "The newest of each month, for this many months").example("12"),
-            setting("BACKUP_KEEP_YEARLY", COUNT, "The newest of each year, for this many years").example("5"),
+            setting("BACKUP_RETENTION_DAYS", COUNT, "All of this many days").example("30").also_for_copy(),
+            setting("BACKUP_RETENTION_DAILY", COUNT, "The newest of each day, for this many days").example("7").also_for_copy(),
+            setting("BACKUP_RETENTION_WEEKLY", COUNT, "The newest of each week, for this many weeks").example("4").also_for_copy(),
+            setting("BACKUP_KEEP_LAST", COUNT, "This many, the newest").example("3").also_for_copy(),
+            setting("BACKUP_KEEP_MONTHLY", COUNT, "The newest of each month, for this many months").example("12").also_for_copy(),
+            setting("BACKUP_KEEP_YEARLY", COUNT, "The newest of each year, for this many years").example("5").also_for_copy(),
         ],
     ),
     (
@@ -196,18 +242,45 @@ pub const SETTINGS: &[(&str, &[Setting])] = &[
             text("PGREQUIREAUTH", "Methods of authentication to accept"),
             text("PGGSSENCMODE", "Whether GSS encryption is used"),
             text("PGTARGETSESSIONATTRS", "Kind of server to look for among several"),
-            setting("PGCONNECT_TIMEOUT", Kind::Integer(0), "Seconds to wait for a connection").example("10"),
+            setting("PGCONNECT_TIMEOUT", Kind::Integer(0, MILLION), "Seconds to wait for a connection").example("10"),
             text("COMPOSE_FILE", "Compose file of the application").example("/srv/app/docker-compose.yml"),
             text("COMPOSE_PROJECT_NAME", "Compose project of the application").example("app"),
         ],
     ),
     (
-        "Encryption: not yet supported, an error when asked for",
+        "Encryption, by age or gpg; the private key need not be on this host",
         &[
-            setting("BACKUP_ENCRYPTION_ENABLED", BOOLEAN, "Encrypt what is stored").default("false").later(&["true"]),
+            setting(
+                "BACKUP_ENCRYPT",
+                Kind::Recipients,
+                "Whom to encrypt for: age:RECIPIENT or gpg:KEY, several separated by blanks",
+            )
+            .example("age:age1…"),
+            text("BACKUP_ENCRYPT_RECIPIENTS_FILE", "File with age's recipients, one a line; also SSH keys")
+                .example("/etc/bk/recipients.txt"),
+            text(
+                "BACKUP_IDENTITY_FILE",
+                "File with age's private key, to restore with; a backup does not need it. gpg has a keyring",
+            )
+            .example("/root/bk-identity.txt"),
+            setting(
+                "BACKUP_PLAINTEXT_SECRETS",
+                BOOLEAN,
+                "Let configuration and roles leave this host although they are not encrypted",
+            )
+            .default("false"),
+            setting(
+                "BACKUP_ENCRYPTION_ENABLED",
+                BOOLEAN,
+                "Whether to encrypt (PicPeak): true is an error where nothing says for whom, false where something does",
+            )
+            .example("true"),
             Setting {
-                later: Later::Everything,
-                ..secret("BACKUP_ENCRYPTION_PASSPHRASE", "Passphrase to encrypt with")
+                refused: Refused::Everything(
+                    "a run at night cannot type a passphrase: make a key with age-keygen and name its recipient in \
+                     BACKUP_ENCRYPT",
+                ),
+                ..secret("BACKUP_ENCRYPTION_PASSPHRASE", "Passphrase (PicPeak): an error, for age takes one from a terminal alone")
             },
         ],
     ),
@@ -218,24 +291,50 @@ pub const SETTINGS: &[(&str, &[Setting])] = &[
             setting("BACKUP_EMAIL_ON_FAILURE", BOOLEAN, "Tell of failures").default("false").later(&["true"]),
             text("BACKUP_EMAIL_TO", "Whom to tell").example("admin@example.org"),
             text("SMTP_HOST", "Mail server").example("mail.example.org"),
-            setting("SMTP_PORT", COUNT, "Its port").example("587"),
+            setting("SMTP_PORT", PORT, "Its port").example("587"),
             text("SMTP_USER", "User there"),
             secret("SMTP_PASSWORD", "Password there"),
             text("SMTP_FROM", "Sender").example("backup@example.org"),
         ],
     ),
     (
-        "S3: not yet supported, an error when asked for",
+        "S3: any store that speaks it",
         &[
-            setting("BACKUP_S3_ENABLED", BOOLEAN, "Store in a bucket too").default("false").later(&["true"]),
-            text("BACKUP_S3_ENDPOINT", "Endpoint").example("https://s3.example.org"),
-            text("BACKUP_S3_BUCKET", "Bucket").example("backups"),
-            text("BACKUP_S3_REGION", "Region").example("us-east-1"),
-            text("BACKUP_S3_PREFIX", "What stands before every key").example("backups"),
-            secret("BACKUP_S3_ACCESS_KEY", "Name of the key"),
-            secret("BACKUP_S3_SECRET_KEY", "The key"),
-            setting("BACKUP_S3_FORCE_PATH_STYLE", BOOLEAN, "Put the bucket into the path, not the host name"),
-            setting("BACKUP_S3_SSL_ENABLED", BOOLEAN, "Use TLS"),
+            text("BACKUP_S3_BUCKET", "Bucket, for BACKUP_DESTINATION_TYPE=s3").example("my-backups").also_for_copy(),
+            text("BACKUP_S3_PREFIX", "What stands before every key there; unset means backups")
+                .example("backups")
+                .also_for_copy(),
+            text("BACKUP_S3_ENDPOINT", "Endpoint; unset means that of AWS")
+                .example("https://s3.example.org")
+                .also_for_copy(),
+            text("BACKUP_S3_REGION", "Region; unset means us-east-1").example("us-east-1").also_for_copy(),
+            secret("BACKUP_S3_ACCESS_KEY", "Name of the key").also_for_copy(),
+            secret("BACKUP_S3_SECRET_KEY", "The key").also_for_copy(),
+            setting(
+                "BACKUP_S3_FORCE_PATH_STYLE",
+                BOOLEAN,
+                "Put the bucket into the path, not the host name; unset means true where an endpoint is given",
+            )
+            .example("true")
+            .also_for_copy(),
+            setting("BACKUP_S3_SSL_ENABLED", BOOLEAN, "Use TLS; unset means true, and an endpoint with http:// needs false")
+                .example("true")
+                .also_for_copy(),
+            text("BACKUP_S3_CA_FILE", "File with the certificates to trust, for a store with its own")
+                .example("/etc/ssl/my-ca.pem")
+                .also_for_copy(),
+            setting("BACKUP_S3_MAX_RETRIES", Kind::Integer(0, MILLION), "How often a request is tried again; unset means 3")
+                .example("3")
+                .also_for_copy(),
+            setting("BACKUP_S3_RETRY_DELAY", COUNT, "Milliseconds before the first of these, doubled each time; unset means 1000")
+                .example("1000")
+                .also_for_copy(),
+            setting(
+                "BACKUP_S3_ENABLED",
+                BOOLEAN,
+                "Copy each backup to backups/ in S3_BUCKET (GeoLens), as BACKUP_COPY_DESTINATION_PATH would",
+            )
+            .default("false"),
             text("S3_ENDPOINT", "Endpoint (GeoLens)"),
             text("S3_BUCKET", "Bucket (GeoLens)"),
             text("S3_REGION", "Region (GeoLens)"),
@@ -245,28 +344,61 @@ pub const SETTINGS: &[(&str, &[Setting])] = &[
             secret("AWS_ACCESS_KEY_ID", "Name of the key, as the AWS tools read it"),
             secret("AWS_SECRET_ACCESS_KEY", "The key, as the AWS tools read it"),
             secret("AWS_SESSION_TOKEN", "Token of temporary keys, as the AWS tools read it"),
+            text("AWS_ENDPOINT_URL_S3", "Endpoint, as the AWS tools read it"),
+            text("AWS_ENDPOINT_URL", "Endpoint, as the AWS tools read it"),
             text("AWS_REGION", "Region, as the AWS tools read it"),
+            text("AWS_DEFAULT_REGION", "Region, as the AWS tools read it"),
+            text("AWS_CA_BUNDLE", "File with the certificates to trust, as the AWS tools read it"),
         ],
     ),
     (
-        "rsync: not yet supported, an error when asked for",
+        "rsync, through ssh or to a daemon",
         &[
-            text("BACKUP_RSYNC_HOST", "Server").example("nas.example.org"),
-            text("BACKUP_RSYNC_USER", "User there").example("backup"),
-            setting("BACKUP_RSYNC_PORT", COUNT, "Its SSH port").example("22"),
-            text("BACKUP_RSYNC_PATH", "Folder there").example("/volume1/backups"),
-            text("BACKUP_RSYNC_SSH_KEY", "File of the SSH key").example("/root/.ssh/id_ed25519"),
+            setting("BACKUP_RSYNC_HOST", Kind::Host, "Server, for BACKUP_DESTINATION_TYPE=rsync")
+                .example("nas.example.org")
+                .also_for_copy(),
+            setting("BACKUP_RSYNC_USER", Kind::Host, "User there; unset leaves it to ssh").example("backup").also_for_copy(),
+            text("BACKUP_RSYNC_PATH", "Folder there").example("/volume1/backups").also_for_copy(),
+            setting("BACKUP_RSYNC_PORT", PORT, "Its SSH port").example("22").also_for_copy(),
+            text("BACKUP_RSYNC_SSH_KEY", "File of the SSH key").example("/root/.ssh/id_ed25519").also_for_copy(),
+            text("BACKUP_SSH_KNOWN_HOSTS", "File of the host keys to trust; unset means that of ssh")
+                .example("/etc/bk/known_hosts")
+                .also_for_copy(),
+            setting(
+                "BACKUP_RSYNC_HOST_KEYS",
+                Kind::Choice(&["check", "accept-new", "no"]),
+                "Host keys: check (what unset means) takes known ones alone, accept-new learns those of new hosts, no\n\
+                 takes any, so that whoever is in between can read and write",
+            )
+            .example("check")
+            .also_for_copy(),
+            secret("BACKUP_RSYNC_PASSWORD", "Password of an rsync daemon").also_for_copy(),
         ],
     ),
 ];
 
-/// The setting of that name.
+/// The setting of that name; for one of the second destination, the one that it is like.
 pub fn find(name: &str) -> Option<&'static Setting> {
-    all().find(|setting| setting.name == name)
+    let named = |name: &str| table().find(|setting| setting.name == name);
+    let rest = || name.strip_prefix(COPY_PREFIX);
+    let like = || named(&format!("{PREFIX}{}", rest()?)).filter(|setting| setting.is_for_copy);
+    named(name).or_else(like)
 }
 
-/// Every setting, in the order of the table.
-pub fn all() -> impl Iterator<Item = &'static Setting> {
+/// The names of all settings: those of the table in its order, then the second destination's.
+pub fn all() -> impl Iterator<Item = (Cow<'static, str>, &'static Setting)> {
+    let named = |setting: &'static Setting| (Cow::Borrowed(setting.name), setting);
+    table().map(named).chain(for_copy().map(|(name, setting)| (name.into(), setting)))
+}
+
+/// The settings that the second destination has of its own.
+pub fn for_copy() -> impl Iterator<Item = (String, &'static Setting)> {
+    table()
+        .filter(|setting| setting.is_for_copy)
+        .map(|setting| (setting.name.replacen(PREFIX, COPY_PREFIX, 1), setting))
+}
+
+fn table() -> impl Iterator<Item = &'static Setting> {
     SETTINGS.iter().flat_map(|(_, settings)| settings.iter())
 }
 
@@ -276,15 +408,31 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_help_is_one_kind_of_text() {
-        let mut names: Vec<_> = all().map(|setting| setting.name).collect();
+        let mut names: Vec<_> = all().map(|(name, _)| name).collect();
         let count = names.len();
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), count);
-        for setting in all() {
+        for (_, setting) in all() {
             assert!(!setting.help.ends_with('.') && !setting.help.is_empty(), "{}", setting.name);
             assert!(setting.help.lines().all(|line| line.len() <= 110), "{}", setting.name);
             assert!(!setting.name.ends_with("_FILE") || !setting.is_secret);
+            assert!(!setting.is_for_copy || setting.name.starts_with(PREFIX), "{}", setting.name);
+        }
+    }
+
+    #[test]
+    fn the_second_destination_has_settings_of_its_own_and_no_others() {
+        for name in
+            ["DESTINATION_PATH", "KEEP_LAST", "RETENTION_DAYS", "S3_SECRET_KEY", "RSYNC_PORT"]
+        {
+            let like = find(&format!("BACKUP_COPY_{name}")).unwrap();
+            assert_eq!(like.name, format!("BACKUP_{name}"));
+        }
+        for name in
+            ["BACKUP_COPY_APP", "BACKUP_COPY_ENCRYPT", "BACKUP_COPY_COPY_KEEP_LAST", "BACKUP_COPY_"]
+        {
+            assert!(find(name).is_none(), "{name}");
         }
     }
 

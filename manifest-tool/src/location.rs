@@ -45,7 +45,12 @@ impl Location {
     /// for an option.
     pub fn parse(name: &str) -> anyhow::Result<Self> {
         let malformed = |why: &str| {
-            let name = escape(name.as_bytes());
+            // Before the host somebody may have put a password.
+            let hidden = name.rsplit_once('@').filter(|_| name.contains("://"));
+            let name = hidden.map_or_else(
+                || escape(name.as_bytes()),
+                |(_, rest)| format!("…@{}", escape(rest.as_bytes())),
+            );
             Failure::new(Exit::Usage, format!("'{name}' is no destination: {why}")).hint(
                 "it is a folder, s3://BUCKET/PREFIX, USER@HOST:/PATH or rsync://HOST/MODULE/PATH",
             )
@@ -174,6 +179,7 @@ mod tests {
         ] {
             let error = Location::parse(name).unwrap_err();
             assert_eq!(crate::exit::classify(&error), Exit::Usage, "{name}");
+            assert!(!error.to_string().contains("secret"), "{error}");
         }
     }
 }

@@ -2,18 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use crate::known_settings::{self, Kind, Later, SETTINGS, Setting};
+use crate::destination_settings;
+use crate::known_settings::{self, Refused, Setting};
 use crate::path::escape;
-use crate::schedule;
+use crate::setting_value::{normalize, shown};
 
 /// Longest secret that is read from a file, in bytes.
 const SECRET_LIMIT: u64 = 64 << 10;
-/// Largest whole number that a setting can be.
-const INTEGER_LIMIT: u32 = 1_000_000;
 
 /// What is wrong with a setting. The values of secrets are not repeated.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +35,17 @@ pub enum Error {
         /// Its value, or stars.
         value: String,
     },
+    /// A setting of another program that has no meaning here.
+    #[error("{name} is not supported: {instead}")]
+    Unsupported {
+        /// The setting.
+        name: String,
+        /// What to do instead.
+        instead: &'static str,
+    },
+    /// Settings that cannot both be meant: a line that names them.
+    #[error("{0}")]
+    Contradiction(String),
     /// A secret is given twice.
     #[error("{0} and {0}_FILE are both set")]
     Both(String),
@@ -65,6 +74,8 @@ pub enum Origin {
     Environment,
     /// The env file.
     EnvFile,
+    /// Other settings.
+    Derived,
     /// It was not set.
     Default,
 }
@@ -140,27 +151,22 @@ fn read_secret(path: &Path) -> io::Result<String> {
 /// All known settings that have a value, in the order of the table.
 ///
 /// # Errors
-/// The first that is malformed, or asks for what is not there yet.
+/// The first that is malformed, or asks for what is not there yet; those that contradict each other.
 pub fn resolve(sources: &Sources<'_>, required: &[String]) -> Result<Vec<Resolved>, Error> {
     let mut resolved = Vec::new();
-    for setting in known_settings::all() {
-        let found = if setting.is_secret {
-            sources.find_secret(setting.name)?
-        } else {
-            sources.find(setting.name)?
-        };
+    for (name, setting) in known_settings::all() {
+        let found =
+            if setting.is_secret { sources.find_secret(&name)? } else { sources.find(&name)? };
         let (value, origin) = match (found, setting.default) {
-            (Some((value, origin)), _) => (check(setting, &value)?, origin),
-            (None, Some(default)) => (default.to_owned(), Origin::Default),
-            (None, None) => continue,
+            (Some((value, origin)), _) => (check(&name, setting, &value)?, origin),
+            // What is not set for the second destination is left to the tools.
+            (None, Some(default)) if name == setting.name => (default.into(), Origin::Default),
+            (None, _) => continue,
         };
-        resolved.push(Resolved {
-            name: setting.name.to_owned(),
-            value,
-            origin,
-            is_secret: setting.is_secret,
-        });
+        let is_secret = setting.is_secret;
+        resolved.push(Resolved { name: name.into_owned(), value, origin, is_secret });
     }
+    destination_settings::derive(&mut resolved)?;
     let value = |name: &str| resolved.iter().find(|known| known.name == name);
     if value("BACKUP_TREES").is_some() && value("BACKUP_ROOT").is_none() {
         return Err(Error::Missing("BACKUP_ROOT (BACKUP_TREES lie below it)".into()));
@@ -187,7 +193,10 @@ fn named_url(sources: &Sources<'_>, name: &str) -> Result<Resolved, Error> {
     let missing = || Error::Missing(format!("{name} (BACKUP_POSTGRES names it)"));
     let (value, origin) = sources.find_secret(name)?.ok_or_else(missing)?;
     // Whatever the name, only a URL goes on to the tools' environment.
-    if !value.starts_with("postgres") || !value.contains("://") || has_control(&value) {
+    if !value.starts_with("postgres")
+        || !value.contains("://")
+        || value.chars().any(char::is_control)
+    {
         let wanted = "it must begin with postgresql://".into();
         return Err(Error::Malformed { name: name.to_owned(), value: "***".into(), wanted });
     }
@@ -205,126 +214,36 @@ pub fn misspelled(env_file: &BTreeMap<String, String>) -> Vec<&str> {
 }
 
 /// The value in the form that scripts get, if it is one that the setting can have.
-fn check(setting: &Setting, value: &str) -> Result<String, Error> {
-    let shown = || if setting.is_secret { "***".to_owned() } else { escape(value.as_bytes()) };
-    let malformed =
-        |wanted: String| Error::Malformed { name: setting.name.to_owned(), value: shown(), wanted };
-    let text = if has_control(value) {
-        Err("it has a control character".to_owned())
-    } else {
-        normalize(setting.kind, value)
+fn check(name: &str, setting: &Setting, value: &str) -> Result<String, Error> {
+    let name = name.to_owned();
+    if let Refused::Everything(instead) = setting.refused {
+        return Err(Error::Unsupported { name, instead });
     }
-    .map_err(malformed)?;
-    let asks_for_more = match setting.later {
-        Later::Nothing => false,
-        Later::Values(values) => values.contains(&text.as_str()),
-        Later::Everything => true,
-    };
-    if asks_for_more {
-        return Err(Error::Later { name: setting.name.to_owned(), value: shown() });
-    }
-    Ok(text)
-}
-
-fn has_control(value: &str) -> bool {
-    value.chars().any(char::is_control)
-}
-
-/// The value as scripts get it, or what it should be.
-fn normalize(kind: Kind, value: &str) -> Result<String, String> {
-    let same = |is_good: bool, wanted: &str| {
-        if is_good { Ok(value.to_owned()) } else { Err(wanted.to_owned()) }
-    };
-    match kind {
-        Kind::Text => Ok(value.to_owned()),
-        Kind::Name => same(
-            crate::manifest::is_name(value),
-            "a name has letters, digits, '-', '_' and '.', and begins with a letter or digit",
-        ),
-        Kind::Boolean => match value.to_ascii_lowercase().as_str() {
-            "true" | "1" | "yes" | "on" => Ok("true".into()),
-            "false" | "0" | "no" | "off" => Ok("false".into()),
-            _ => Err("true or false is wanted".into()),
+    let shown = || if setting.is_secret { "***".into() } else { shown(setting.kind, value) };
+    match normalize(setting.kind, value) {
+        Err(wanted) => Err(Error::Malformed { name, value: shown(), wanted }),
+        Ok(text) => match setting.refused {
+            Refused::Later(values) if values.contains(&text.as_str()) => {
+                Err(Error::Later { name, value: shown() })
+            }
+            _ => Ok(text),
         },
-        Kind::Integer(least) => {
-            let number = Some(value).filter(|value| value.bytes().all(|b| b.is_ascii_digit()));
-            let number = number.and_then(|value| value.parse::<u32>().ok());
-            match number.filter(|number| (least..=INTEGER_LIMIT).contains(number)) {
-                Some(number) => Ok(number.to_string()),
-                None => Err(format!("a whole number from {least} to {INTEGER_LIMIT} is wanted")),
-            }
-        }
-        Kind::Choice(words) => {
-            same(words.contains(&value), &format!("one of {} is wanted", words.join(", ")))
-        }
-        Kind::Schedule => same(
-            schedule::is_schedule(value),
-            "hourly, daily, weekly, monthly or five fields of cron are wanted",
-        ),
-        Kind::Trees => same(
-            value
-                .split(':')
-                .all(|path| matches!(crate::scan::relative(path.as_bytes()), Ok(Some(_)))),
-            "paths below BACKUP_ROOT, separated by ':', are wanted",
-        ),
-        Kind::Paths => same(
-            // One at the end ends the last of them.
-            value.strip_suffix(':').unwrap_or(value).split(':').all(|path| !path.is_empty()),
-            "paths, separated by ':', are wanted, and none of them empty",
-        ),
-        Kind::Patterns => {
-            let patterns: Vec<&str> = value.split(':').filter(|part| !part.is_empty()).collect();
-            match crate::scan::Excludes::new(&patterns) {
-                Ok(_) => Ok(patterns.join(":")),
-                Err(error) => Err(error.to_string()),
-            }
-        }
-        Kind::Words => {
-            let words: Vec<&str> =
-                value.split([' ', '\t', ',']).filter(|word| !word.is_empty()).collect();
-            let is_good = !words.is_empty() && words.iter().all(|word| is_service(word));
-            if is_good { Ok(words.join(" ")) } else { Err("names are wanted".into()) }
-        }
-        Kind::Postgres => same(
-            is_postgres(value),
-            "compose:SERVICE/DATABASE, docker:CONTAINER/DATABASE, ssh:HOST/DATABASE or url:NAME is wanted",
-        ),
-    }
-}
-
-fn is_service(word: &str) -> bool {
-    crate::manifest::is_name(word)
-}
-
-fn is_postgres(value: &str) -> bool {
-    let Some((kind, rest)) = value.split_once(':') else { return false };
-    match kind {
-        "compose" | "docker" => rest.split_once('/').is_some_and(|(service, database)| {
-            is_service(service) && !database.is_empty() && !database.starts_with('-')
-        }),
-        "ssh" => rest.split_once('/').is_some_and(|(host, database)| {
-            let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
-            host.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
-                && host.chars().all(is_plain)
-                && !database.is_empty()
-                && !database.starts_with('-')
-        }),
-        "url" => {
-            let is_first = |c: char| c.is_ascii_alphabetic() || c == '_';
-            rest.starts_with(is_first)
-                && rest.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-        }
-        _ => false,
     }
 }
 
 /// Prints `NAME=VALUE` and a NUL for each, for a script to export.
+///
+/// The tools take a secret from `NAME` or from the file that `NAME_FILE` names, never from both: so
+/// that is emptied, which counts as not set.
 ///
 /// # Errors
 /// Those of the output.
 pub fn write_pairs(output: &mut impl Write, settings: &[Resolved]) -> io::Result<()> {
     for setting in settings {
         write!(output, "{}={}\0", setting.name, setting.value)?;
+        if setting.is_secret {
+            write!(output, "{}_FILE=\0", setting.name)?;
+        }
     }
     output.flush()
 }
@@ -339,45 +258,12 @@ pub fn write_shown(output: &mut impl Write, settings: &[Resolved]) -> io::Result
         let origin = match setting.origin {
             Origin::Environment => "  (environment)",
             Origin::EnvFile => "",
+            Origin::Derived => "  (from other settings)",
             Origin::Default => "  (default)",
         };
         writeln!(output, "{}={value}{origin}", setting.name)?;
     }
     output.flush()
-}
-
-/// The annotated env file with all settings; everything in it is commented out.
-pub fn example() -> String {
-    let mut text = String::from(
-        "# Settings of bk: copy this file, uncomment what you need, and `chmod 600` the copy.\n\
-         #\n\
-         # It is read by the rules of Docker Compose's env files and never executed. What the\n\
-         # environment says beats it. An empty value counts as not set. The values below are the\n\
-         # defaults where they are marked so, and examples elsewhere. A secret can also lie in a file\n\
-         # of its own: NAME_FILE=/run/secrets/name instead of NAME=value.\n\
-         #\n\
-         # Printed by `bk-manifest settings --example`.\n",
-    );
-    for (title, settings) in SETTINGS {
-        let _ = write!(text, "\n## {title}\n");
-        for setting in *settings {
-            text.push('\n');
-            for line in setting.help.lines() {
-                let _ = writeln!(text, "# {line}");
-            }
-            match (setting.default, setting.is_secret) {
-                (Some(_), _) => text += "# Default:\n",
-                (None, true) => {
-                    let _ = writeln!(text, "# Secret; or {}_FILE", setting.name);
-                }
-                (None, false) => {}
-            }
-            let value = setting.default.unwrap_or(setting.example);
-            let quote = if value.contains(' ') { "\"" } else { "" };
-            let _ = writeln!(text, "#{}={quote}{value}{quote}", setting.name);
-        }
-    }
-    text
 }
 
 #[cfg(test)]
@@ -430,11 +316,8 @@ mod tests {
             ("BACKUP_INCREMENTAL", "maybe"),
             ("BACKUP_MAX_FILE_SIZE_MB", "5G"),
             ("BACKUP_DESTINATION_TYPE", "ftp"),
-            ("BACKUP_DESTINATION_TYPE", "s3"),
-            ("BACKUP_DESTINATION_TYPE", "rsync"),
             ("BACKUP_EMAIL_ON_SUCCESS", "true"),
             ("BACKUP_EMAIL_ON_FAILURE", "1"),
-            ("BACKUP_S3_ENABLED", "yes"),
             ("BACKUP_MANIFEST_FORMAT", "xml"),
             ("BACKUP_COMPRESSION", "off"),
             ("BACKUP_ENCRYPTION_PASSPHRASE", "x"),
@@ -452,6 +335,21 @@ mod tests {
             ("BACKUP_GLOBALS", "maybe"),
             ("BACKUP_STOP_SERVICES", "a;reboot"),
             ("PGHOST", "a\nb"),
+            ("BACKUP_DESTINATION_PATH", "ftp://host/x"),
+            ("BACKUP_DESTINATION_PATH", "-oProxyCommand=x:/path"),
+            ("BACKUP_COPY_DESTINATION_PATH", "s3://"),
+            ("BACKUP_COPY_KEEP_LAST", "0"),
+            ("BACKUP_LIMIT_RATE", "fast"),
+            ("BACKUP_LIMIT_RATE", "0"),
+            ("BACKUP_RSYNC_HOST", "-oProxyCommand=x"),
+            ("BACKUP_RSYNC_HOST", "a:b"),
+            ("BACKUP_RSYNC_USER", "-l"),
+            ("BACKUP_RSYNC_PORT", "65536"),
+            ("BACKUP_RSYNC_HOST_KEYS", "yes"),
+            ("BACKUP_S3_FORCE_PATH_STYLE", "auto"),
+            ("BACKUP_ENCRYPT", "age1x"),
+            ("BACKUP_ENCRYPT", "gpg:--output=x"),
+            ("BACKUP_ENCRYPT", "age:"),
         ] {
             let error = resolve_both(&[], &[("BACKUP_ROOT", "/x"), (name, bad)]).unwrap_err();
             assert!(error.to_string().starts_with(name), "{name}={bad}: {error}");
@@ -461,6 +359,9 @@ mod tests {
             ("BACKUP_CONFIG_FILES", ".env:certs:"),
             ("BACKUP_EMAIL_TO", "a@b"),
             ("S3_BUCKET", "b"),
+            ("BACKUP_ENCRYPT", "age:age1x  gpg:me@example.org"),
+            ("BACKUP_LIMIT_RATE", "10M"),
+            ("BACKUP_DESTINATION_PATH", "backup@nas:/volume1/b"),
             ("BACKUP_POSTGRES", "compose:db/my app"),
             ("BACKUP_POSTGRES", "ssh:me@db.example/app"),
             ("BACKUP_STOP_SERVICES", "api,worker"),
@@ -488,8 +389,16 @@ mod tests {
         assert_eq!(value(&settings, "PGPASSWORD"), Some(("x".into(), Origin::Environment)));
         let error = resolve_both(&[], &[("PGPASSWORD_FILE", "/nope")]).unwrap_err();
         assert!(error.to_string().starts_with("PGPASSWORD_FILE: cannot read '/nope'"));
-        let error = resolve_both(&[], &[("PGPASSWORD", "top\tsecret")]).unwrap_err();
-        assert!(!error.to_string().contains("top"));
+        for (name, bad) in [
+            ("PGPASSWORD", "top\tsecret"),
+            ("BACKUP_ENCRYPT", "age:AGE-SECRET-KEY-1TOP"),
+            ("BACKUP_DESTINATION_PATH", "s3://key:top@bucket/x"),
+            ("BACKUP_DESTINATION_PATH", "rsync://me:top@host/module"),
+            ("BACKUP_ENCRYPTION_PASSPHRASE", "top"),
+        ] {
+            let error = resolve_both(&[], &[(name, bad)]).unwrap_err().to_string();
+            assert!(error.starts_with(name) && !error.to_lowercase().contains("top"), "{error}");
+        }
     }
 
     #[test]
@@ -507,24 +416,5 @@ mod tests {
         let file = ["BACKUP_APP", "BACKUP_RETENTON_DAYS", "TZ", "BACKUP_S3_SECRET_KEY_FILE"];
         let file = file.iter().map(|name| ((*name).to_owned(), String::new())).collect();
         assert_eq!(misspelled(&file), ["BACKUP_RETENTON_DAYS"]);
-    }
-
-    #[test]
-    fn the_example_is_an_env_file_with_every_setting() {
-        let text = example();
-        assert!(crate::env_file::parse(&text, &|_| None).unwrap().is_empty());
-        let uncommented: String = text
-            .lines()
-            .filter_map(|line| line.strip_prefix('#').filter(|line| !line.starts_with([' ', '#'])))
-            .map(|line| line.to_owned() + "\n")
-            .collect();
-        let values = crate::env_file::parse(&uncommented, &|_| None).unwrap();
-        for setting in known_settings::all() {
-            let value = values.get(setting.name).unwrap_or_else(|| panic!("{}", setting.name));
-            if !value.is_empty() && setting.later != Later::Everything {
-                check(setting, value).unwrap();
-            }
-        }
-        assert_eq!(values.len(), known_settings::all().count());
     }
 }

@@ -80,9 +80,9 @@ fn bash_exports_what_is_printed_and_runs_nothing() {
 fn faults_are_named_before_anything_is_touched() {
     for (text, message) in [
         ("BACKUP_RETENTION_DAYS=soon", "BACKUP_RETENTION_DAYS cannot be 'soon': a whole number"),
-        ("BACKUP_DESTINATION_TYPE=s3", "BACKUP_DESTINATION_TYPE=s3 is not yet supported"),
+        ("BACKUP_DESTINATION_TYPE=s3", "BACKUP_S3_BUCKET (BACKUP_DESTINATION_TYPE=s3 needs it)"),
         ("BACKUP_EMAIL_ON_SUCCESS=true", "BACKUP_EMAIL_ON_SUCCESS=true is not yet supported"),
-        ("BACKUP_ENCRYPTION_PASSPHRASE=hush", "BACKUP_ENCRYPTION_PASSPHRASE=*** is not yet"),
+        ("BACKUP_ENCRYPTION_PASSPHRASE=hush", "name its recipient in BACKUP_ENCRYPT"),
         ("A=1\nnonsense here", "line 2: not a comment and not NAME=VALUE"),
         ("BACKUP_APP=\"x", "line 1: the quote is not closed"),
     ] {
@@ -114,4 +114,28 @@ fn secrets_are_masked_for_people() {
     assert!(ran.text().contains("PGPASSWORD=***\n") && !ran.text().contains("hush"));
     assert!(ran.text().contains("BACKUP_APP=a\n"));
     assert!(ran.text().contains("BACKUP_ENABLED=true  (default)\n"));
+}
+
+#[test]
+fn scripts_get_the_paths_of_both_destinations() {
+    let text = "BACKUP_DESTINATION_TYPE=s3\nBACKUP_S3_BUCKET=photos\nBACKUP_DESTINATION_PATH=/backup\n\
+                BACKUP_COPY_DESTINATION_TYPE=rsync\nBACKUP_COPY_RSYNC_HOST=nas\n\
+                BACKUP_COPY_RSYNC_PATH=/v\n";
+    let ran = settings(text, &[], &["--require", "BACKUP_DESTINATION_PATH"]).success();
+    let found = pairs(&ran);
+    assert!(found.contains(&"BACKUP_DESTINATION_PATH=s3://photos/backups"), "{found:?}");
+    assert!(found.contains(&"BACKUP_COPY_DESTINATION_PATH=nas:/v"), "{found:?}");
+    let ran = settings(text, &[], &["--show"]).success();
+    assert!(ran.text().contains("=s3://photos/backups  (from other settings)\n"), "{}", ran.text());
+}
+
+#[test]
+fn a_secret_of_a_file_reaches_the_tools_once() {
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    let path = secret.path().to_str().unwrap();
+    let ran = settings("", &[("BACKUP_RSYNC_PASSWORD_FILE", path)], &[]).success();
+    let found = pairs(&ran);
+    assert!(
+        found.contains(&"BACKUP_RSYNC_PASSWORD=") && found.contains(&"BACKUP_RSYNC_PASSWORD_FILE=")
+    );
 }
