@@ -1,28 +1,31 @@
 #!/usr/bin/env bash
-# Backs up one application (databases, configuration, files) through one pipe of the bk tools.
+# Backs up one application (databases, configuration, files) through one pipe of the bk tools, and copies that backup
+# to a second destination if there is one. The first backup prints a recovery sheet, to keep elsewhere.
 #
 # usage: backup.sh [--env-file FILE] [--full] [DEST]
 #   --env-file FILE   settings, as in scripts/env.example; the environment beats them
 #   --full            store everything again, whatever earlier backups hold
-#   DEST              where to, instead of BACKUP_DESTINATION_PATH
+#   DEST              where to, whatever the settings say
 # BK_BIN_DIR names the folder of the tools where they are not on PATH.
-# exit codes: 0 done; 3 done, but what is listed was left out; else that of the first step with a
+# exit codes: 0 done; 3 done, but what is listed was left out, or not copied; else that of the first step with a
 # reason of its own to fail (table in README.md)
 here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}" || true)")
 # shellcheck source=scripts/common.sh
 source "${here}/common.sh"
 # shellcheck source=scripts/backup-steps.sh
 source "${here}/backup-steps.sh"
+# shellcheck source=scripts/backup-copy.sh
+source "${here}/backup-copy.sh"
 
 main() {
-  local base=. from=() full=() codes=(0) code step facts=() word=ok outcome='no backup was made'
+  local base=. from=() full=() codes=(0) code step kept facts=() word=ok copied='' outcome='no backup was made'
   while (($#)); do
     case $1 in
       --env-file) from=("${@:1:2}") base=$(dirname -- "${2:-.}") && shift "$(($# > 1))" ;;
       --full) full=(--full) ;;
       -h | --help) sed -n '2,/^# reason/s/^# \{0,1\}//p' "$0" && exit 0 ;;
       -*) fail "unknown option '$1', see --help" ;;
-      *) export BACKUP_DESTINATION_PATH=$1 ;;
+      *) unset BACKUP_DESTINATION_TYPE && export BACKUP_DESTINATION_PATH=$1 ;;
     esac
     shift
   done
@@ -39,18 +42,20 @@ main() {
     | bk-verify --from "${BACKUP_DESTINATION_PATH}" \
     | "${prune[@]}" >"${work}/run.json" 2>"${work}/prune.log" || codes=("${PIPESTATUS[@]}")
   sed '/^bk-prune: kept /d' "${work}/prune.log" >&2
+  kept=$(sed -n 's/^bk-prune: kept/; kept/p' "${work}/prune.log")
   judge
   if [[ ${code} != [03] ]]; then
     [[ ${codes[6]} != [03] ]] || outcome='the backup was stored, but not all that follows was done'
     printf 'backup.sh: error: %s ended with %s; %s\n' "${step}" "${code}" "${outcome}" >&2
     exit "${code}"
   fi
+  ! grep -q '^"backup":null' "${work}/parent.json" || bk-manifest settings "${from[@]}" --sheet || true # it is stored
+  make_copy
   [[ ${code} == 0 ]] || word='done with warnings'
   # shellcheck disable=SC2312 # a failure shows: the facts are missing
   mapfile -t facts < <(bk-manifest show "${work}/run.json" | sed -n 's/^\(backup\|entries\|objects\) *//p')
   facts[2]=${facts[2]#*, }
-  printf 'backup.sh: %s %s: %s; stored %s%s\n' "${word}" "${facts[0]}" "${facts[1]}" \
-    "${facts[2]%%;*}" "$(sed -n 's/^bk-prune: kept/; kept/p' "${work}/prune.log" || true)"
+  printf 'backup.sh: %s %s: %s; stored %s%s%s\n' "${word}" "${facts[0]}" "${facts[1]}" "${facts[2]%%;*}" "${kept}" "${copied}"
   exit "${code}"
 }
 

@@ -66,15 +66,21 @@ stop_services() {
   exit 1
 }
 
+# Starts again what was stopped; what does not start stays in `stopped`.
+start_services() {
+  ((${#stopped[@]})) || return 0
+  ! "${compose[@]}" start "${stopped[@]}" >"${work}/compose.log" 2>&1 || { stopped=() && return 0; }
+  cat -- "${work}/compose.log" >&2
+  printf '%s: error: could not start again: %s\n' "${self}" "${stopped[*]}" >&2
+  return 1
+}
+
 # On every way out: services start again, the temporary folder goes, a failure is said.
 finish() {
   local code=$?
   trap '' HUP INT TERM
-  if ((${#stopped[@]})) && ! "${compose[@]}" start "${stopped[@]}" >"${work}/compose.log" 2>&1; then
-    cat -- "${work}/compose.log" >&2
-    printf '%s: error: could not start again: %s\n' "${self}" "${stopped[*]}" >&2
-    [[ ${code} != [03] ]] || code=1
-  fi
+  # shellcheck disable=SC2310 # nothing in it ends the script
+  start_services || [[ ${code} != [03] ]] || code=1
   [[ ! ${code}:${state} =~ ^(2:THE|3:THE|3:nothing) ]] || code=1 # 2 would say: nothing was touched; 3: it is done
   "${before_end}" >&2 || true
   [[ -z ${lock} ]] || flock -u "${lock}" || true # a process that is about to end may share it

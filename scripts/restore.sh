@@ -7,6 +7,7 @@
 #   --secrets yes|no   answers the question whether to restore the configuration
 #   --force-config     with --secrets yes: replaces the env file too
 #   --dry-run          says what would be done, and touches nothing
+#   --copy             from the second destination, BACKUP_COPY_DESTINATION_PATH
 #   --target DIR       only fetches all of it into DIR, which is new or empty
 # What is replaced is put aside first. BK_BIN_DIR names the folder of the tools.
 # exit codes: the table in README.md; with 2 nothing was touched, with 3 what is listed was lost
@@ -29,11 +30,11 @@ ask() {
 }
 
 main() {
-  local id='' place=() kinds='' globals='' trees=() dumps=() answer lost=0 secrets app settings=(--require BACKUP_DESTINATION_PATH)
-  local -A given=(["--env-file"]='' ["--confirm"]='' ["--secrets"]='' ["--target"]='' ["--force-config"]='' ["--dry-run"]='')
+  local id='' place=() kinds='' globals='' trees=() dumps=() answer lost=0 secrets app from=BACKUP_DESTINATION_PATH settings=()
+  local -A given=(["--env-file"]='' ["--confirm"]='' ["--secrets"]='' ["--target"]='' ["--force-config"]='' ["--dry-run"]='' ["--copy"]='')
   while (($#)); do
     case $1 in
-      --force-config | --dry-run) given[$1]=yes ;;
+      --force-config | --dry-run | --copy) given[$1]=yes ;;
       --env-file | --confirm | --secrets | --target)
         (($# > 1)) || fail "$1 needs a value"
         given[$1]=$2 && shift
@@ -46,8 +47,10 @@ main() {
   done
   [[ -z ${given["--env-file"]} ]] || settings+=(--env-file "${given["--env-file"]}")
   [[ -z ${id} || -n ${given["--target"]} ]] || settings+=(--require BACKUP_APP)
-  begin "${settings[@]}"
-  place=(--from "${BACKUP_DESTINATION_PATH}")
+  [[ -z ${given["--copy"]} ]] || from=BACKUP_COPY_DESTINATION_PATH
+  begin "${settings[@]}" --require "${from}"
+  place=(--from "${!from}")
+  [[ -z ${given["--copy"]} ]] || place+=(--access BACKUP_COPY)
   if [[ -z ${id} ]]; then
     bk-push list "${place[@]}"
     echo 'restore one of them: restore.sh ID, or restore.sh latest' && exit 0

@@ -20,6 +20,8 @@ use crate::scan::{self, Excludes};
 use crate::select::Selection;
 use crate::settings;
 use crate::settings_example;
+use crate::sheet;
+use crate::sheet_facts;
 use crate::shell::{Console, EXIT_CODES_HELP, Verbosity};
 use crate::show::Summary;
 use crate::size::parse_size;
@@ -182,8 +184,11 @@ struct SettingsArgs {
     /// Print the settings for people, with where each comes from; secrets are masked
     #[arg(long)]
     show: bool,
+    /// Print a recovery sheet, to keep elsewhere: an env file without its secrets, and how to get all back with it
+    #[arg(long, conflicts_with = "show")]
+    sheet: bool,
     /// Print an annotated env file with all settings
-    #[arg(long, conflicts_with_all = ["show", "env_file", "require"])]
+    #[arg(long, conflicts_with_all = ["show", "sheet", "env_file", "require"])]
     example: bool,
 }
 
@@ -435,7 +440,20 @@ fn run_settings(args: &SettingsArgs, console: &Console) -> anyhow::Result<Exit> 
     let sources = settings::Sources { environment: &environment, env_file: &env_file };
     let settings = settings::resolve(&sources, &args.require)
         .map_err(|error| fail(Exit::Usage, error.to_string()))?;
-    if args.show {
+    if args.sheet {
+        let folder = std::env::current_dir().context("cannot tell the current folder")?;
+        let file = folder.join(args.env_file.as_deref().unwrap_or(Path::new("recovery.env")));
+        let facts = sheet::Facts {
+            config_folder: file.parent().unwrap_or(&folder).to_owned(),
+            folder,
+            host: host_name(),
+            now: Time::now(),
+            notes: sheet_facts::notes(&settings),
+            recipients: sheet_facts::recipients(&settings),
+        };
+        output.write_all(sheet::sheet(&settings, &facts).as_bytes())?;
+        output.flush()?;
+    } else if args.show {
         settings::write_shown(&mut output, &settings)?;
     } else {
         settings::write_pairs(&mut output, &settings)?;

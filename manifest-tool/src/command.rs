@@ -373,7 +373,7 @@ impl Keeper {
 }
 
 /// An argument as a POSIX shell takes it, whatever is in it.
-fn quoted(arg: &OsStr) -> OsString {
+pub fn quoted(arg: &OsStr) -> OsString {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_=./,:@%+".contains(byte);
     if !arg.is_empty() && arg.as_bytes().iter().all(is_plain) {
         return arg.to_owned();

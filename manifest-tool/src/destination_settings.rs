@@ -49,15 +49,18 @@ enum Derived {
 }
 
 fn set(resolved: &mut Vec<Resolved>, prefix: &str, derived: Derived) {
-    let (suffix, path) = match derived {
-        Derived::Nothing => return,
-        Derived::Path(path) => ("DESTINATION_PATH", Some(path)),
-        Derived::WithoutType => ("DESTINATION_TYPE", None),
-    };
-    let name = format!("{prefix}{suffix}");
-    resolved.retain(|setting| setting.name != name);
-    let setting = |value| Resolved { name, value, origin: Origin::Derived, is_secret: false };
-    resolved.extend(path.map(setting));
+    let [path, kind] = ["PATH", "TYPE"].map(|rest| format!("{prefix}DESTINATION_{rest}"));
+    match derived {
+        Derived::Nothing => {}
+        Derived::WithoutType => resolved.retain(|setting| setting.name != kind),
+        Derived::Path(value) => {
+            resolved.retain(|setting| setting.name != path);
+            // Where it stands in the table: before its kind.
+            let place = resolved.iter().position(|setting| setting.name == kind);
+            let setting = Resolved { name: path, value, origin: Origin::Derived, is_secret: false };
+            resolved.insert(place.unwrap_or(resolved.len()), setting);
+        }
+    }
 }
 
 /// The settings of one destination, and all others.

@@ -39,6 +39,19 @@ pub fn parse(
     Ok(parser.values)
 }
 
+/// `NAME=VALUE` as [`parse`] reads it back; the value has no control characters.
+pub fn line(name: &str, value: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_=./,:@%+*".contains(c);
+    if value.chars().all(is_plain) {
+        format!("{name}={value}")
+    } else if value.contains(['\'', '\\']) {
+        let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('$', "$$");
+        format!("{name}=\"{value}\"")
+    } else {
+        format!("{name}='{value}'")
+    }
+}
+
 struct Parser<'a> {
     rest: &'a str,
     line: usize,
@@ -381,5 +394,31 @@ mod tests {
     #[test]
     fn commands_are_text() {
         assert_eq!(value("A=$(reboot)`reboot`"), "$(reboot)`reboot`");
+    }
+
+    #[test]
+    fn a_line_that_is_written_is_read_back() {
+        for value in [
+            "",
+            "/srv/app",
+            "two  words",
+            " # no comment",
+            "it's",
+            "a\\",
+            "\\'",
+            "'\\n\"$HOME${X}$$'",
+            "$(x)`y`",
+            "\\$X'",
+            "café…",
+            "\"",
+            "=",
+            "\\\\",
+            "'",
+        ] {
+            let text = format!("A=1\n{}  # note\nB=2\n", line("NAME", value));
+            let values = parse(&text, &|_| Some("wrong".into())).unwrap();
+            assert_eq!(values.get("NAME").map(String::as_str), Some(value), "{text}");
+            assert_eq!(values.len(), 3);
+        }
     }
 }

@@ -35,6 +35,8 @@ pub mod select;
 pub mod setting_value;
 pub mod settings;
 pub mod settings_example;
+pub mod sheet;
+pub mod sheet_facts;
 pub mod shell;
 pub mod show;
 pub mod signal;

@@ -182,6 +182,10 @@ steps=(bk-manifest-new bk-dump-postgres bk-dump-globals bk-dump-sqlite bk-dump-a
   run -0 "${backup}" /elsewhere
   grep 'bk-push --to /elsewhere' "${FAKE}/calls"
   grep 'bk-prune --from /elsewhere' "${FAKE}/calls"
+  # Whatever kind the environment says.
+  printf '#!/bin/bash\n[[ -z ${BACKUP_DESTINATION_TYPE+x} ]] || exit 2\nprintf "BACKUP_APP=app\\0BACKUP_ROOT=/srv\\0"\n' >"${FAKE}/bin/bk-manifest"
+  BACKUP_DESTINATION_TYPE=s3 run "${backup}" /elsewhere
+  [[ ${status} != 2 ]]
 }
 
 @test "services stop only when the destination is there, and start again at the end" {
@@ -296,4 +300,98 @@ steps=(bk-manifest-new bk-dump-postgres bk-dump-globals bk-dump-sqlite bk-dump-a
 @test "help says what the codes are" {
   run -0 "${backup}" --help
   [[ ${output} == *'usage: backup.sh [--env-file FILE] [--full] [DEST]'*'exit codes:'* ]]
+}
+
+# Adds a second destination, with rules of its own.
+second_destination() {
+  printf 'BACKUP_COPY_DESTINATION_PATH=s3://far/b\nBACKUP_COPY_RETENTION_DAYS=90\nBACKUP_COPY_KEEP_YEARLY=2\n' >>"${FAKE}/settings"
+}
+
+@test "each backup is copied to the second destination, and pruned there by its own rules" {
+  second_destination
+  run --separate-stderr -0 "${backup}"
+  [[ ${output} == *'; stored 1.2 MiB; kept 3, marked 0, removed 1, freed 2 KiB; copied to s3://far/b, kept 3, marked 0, removed 1, freed 2 KiB' ]]
+  [[ -z ${stderr} && ${#lines[@]} == 1 ]]
+  # The steps of each pipe start at once.
+  run -0 sed -n '/bk-push copy/,$p' "${FAKE}/calls"
+  [[ ${output} != *'bk-manifest new'* && ${output} != *'bk-push --to'* ]]
+  grep -Fx 'bk-push copy --from /dest --to s3://far/b --to-access BACKUP_COPY' "${FAKE}/calls"
+  grep -Fx 'bk-verify --from s3://far/b --access BACKUP_COPY' "${FAKE}/calls"
+  grep -Fx 'bk-prune --from s3://far/b --access BACKUP_COPY' "${FAKE}/calls"
+  [[ $(<"${FAKE}/rules-bk-prune") == 'BACKUP_KEEP_LAST=3' ]]
+  [[ $(<"${FAKE}/rules-bk-prune-copy") == $'BACKUP_KEEP_YEARLY=2\nBACKUP_RETENTION_DAYS=90' ]]
+}
+
+@test "without rules for the second destination none is pruned there" {
+  echo 'BACKUP_COPY_DESTINATION_PATH=/copy' >>"${FAKE}/settings"
+  run --separate-stderr -0 "${backup}"
+  [[ ${output} == *'; copied to /copy' && ! -e ${FAKE}/rules-bk-prune-copy ]]
+}
+
+@test "a first destination that fails ends the run before the second" {
+  second_destination
+  local step
+  for step in "${steps[@]}"; do
+    echo 1 >"${FAKE}/codes/${step}"
+    run -1 "${backup}"
+    rm "${FAKE}/codes/${step}"
+  done
+  run ! grep copy "${FAKE}/calls"
+}
+
+@test "a second destination that fails is 3, named in one line, and costs the first nothing" {
+  second_destination
+  local code
+  for code in 1 2 10 11 12 13 20 21 22 137 'early 10'; do
+    echo "${code}" >"${FAKE}/codes/bk-push-copy"
+    run --separate-stderr -3 "${backup}"
+    [[ ${stderr} == "backup.sh: error: the copy at s3://far/b was not made: bk-push copy ended with ${code#early }" ]]
+    [[ ${output} == 'backup.sh: done with warnings backup-'*'; kept 3, '*'; the copy at s3://far/b was not made' ]]
+  done
+  rm "${FAKE}/codes/bk-push-copy"
+  local step
+  for step in bk-verify bk-prune; do
+    echo 20 >"${FAKE}/codes/${step}-copy"
+    run --separate-stderr -3 "${backup}"
+    [[ ${stderr} == "backup.sh: error: the copy at s3://far/b was made, but not all that follows was done: ${step} ended with 20" ]]
+    rm "${FAKE}/codes/${step}-copy"
+  done
+}
+
+@test "a 3 of the first destination stays, and so does one of the second" {
+  second_destination
+  local step
+  for step in bk-manifest-add bk-push-copy bk-verify-copy bk-prune-copy; do
+    echo 3 >"${FAKE}/codes/${step}"
+    run --separate-stderr -3 "${backup}"
+    [[ ${output} == 'backup.sh: done with warnings '*'; copied to s3://far/b, '* && -z ${stderr} ]]
+    rm "${FAKE}/codes/${step}"
+  done
+}
+
+@test "services start again before the copy, and once more at the end if they did not" {
+  second_destination
+  echo 'BACKUP_STOP_SERVICES=api' >>"${FAKE}/settings"
+  run -0 "${backup}"
+  [[ $(grep -E '^docker|copy' "${FAKE}/calls" | sed 's/ -.*//' | head -n 3 | paste -sd,) == 'docker compose stop api,docker compose start api,bk-push copy' ]]
+  [[ $(grep -c 'compose start' "${FAKE}/calls") == 1 ]]
+  : >"${FAKE}/calls"
+  printf '#!/bin/bash\n[[ $2 != ps ]] || exec echo 0123456789ab\necho "docker $*" >>"${FAKE}/calls"\n[[ $2 != start ]]\n' >"${FAKE}/bin/docker"
+  run -1 "${backup}"
+  [[ $(grep -c 'compose start' "${FAKE}/calls") == 2 && ${output} == *'copied to s3://far/b'* ]]
+}
+
+@test "the first backup prints the recovery sheet, the next ones do not" {
+  touch "${FAKE}/first"
+  run --separate-stderr -0 "${backup}" --env-file /srv/app.env
+  [[ ${lines[0]} == '# RECOVERY SHEET' && ${lines[-1]} == 'backup.sh: ok '* ]]
+  grep -Fx 'bk-manifest settings --env-file /srv/app.env --sheet' "${FAKE}/calls"
+  rm "${FAKE}/first"
+  run --separate-stderr -0 "${backup}"
+  [[ ${output} != *SHEET* ]]
+  # Nor does one that was not stored.
+  touch "${FAKE}/first"
+  echo 1 >"${FAKE}/codes/bk-push"
+  run --separate-stderr -1 "${backup}"
+  [[ ${output} != *SHEET* ]]
 }

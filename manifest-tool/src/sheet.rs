@@ -1,0 +1,216 @@
+//! The recovery sheet: what to keep elsewhere, so that everything comes back on a bare host.
+//!
+//! It is an env file, so that it can be used as it is once the secrets are filled in.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use crate::command::quoted;
+use crate::env_file;
+use crate::known_settings::{self, COPY_PREFIX, PREFIX};
+use crate::location::Location;
+use crate::settings::Resolved;
+use crate::time::Time;
+
+/// What the sheet says beside the settings.
+pub struct Facts {
+    /// What relative paths are relative to.
+    pub folder: PathBuf,
+    /// What those of configuration files are relative to: where the env file lies.
+    pub config_folder: PathBuf,
+    /// The name of this host.
+    pub host: String,
+    /// When the sheet is made.
+    pub now: Time,
+    /// What is known of the file or host that a setting names, such as a key's fingerprint.
+    pub notes: BTreeMap<String, String>,
+    /// Whom backups are encrypted for.
+    pub recipients: Vec<String>,
+}
+
+/// Its text; the values of secrets are left out.
+pub fn sheet(settings: &[Resolved], facts: &Facts) -> String {
+    let value = |name: &str| {
+        settings.iter().find(|setting| setting.name == name).map(|setting| &*setting.value)
+    };
+    let app = value("BACKUP_APP").unwrap_or("APP");
+    let mut text = format!(
+        "# RECOVERY SHEET for '{app}': made {now} on host {host} by bk {version}\n\
+         #\n\
+         # With this sheet, what is named below as secret, and a bare host, all comes back. Keep it where\n\
+         # neither this host nor its backups are. To print it again, and after every change of the settings:\n\
+         #   bk-manifest settings --env-file FILE --sheet\n\
+         #\n\
+         # 1. Save it as recovery.env, chmod 600 it, and fill in what is empty.\n\
+         # 2. Install bk {version}: its five programs on PATH, its folder scripts/. Then:\n\
+         #   scripts/restore.sh --env-file recovery.env                            lists the backups\n\
+         #   scripts/restore.sh --env-file recovery.env latest --target restored   only fetches all of it\n\
+         #   scripts/restore.sh --env-file recovery.env latest                     puts it back, and asks first\n",
+        now = facts.now.format("%Y-%m-%d %H:%M UTC"),
+        host = facts.host,
+        version = env!("CARGO_PKG_VERSION"),
+    );
+    if value("BACKUP_COPY_DESTINATION_PATH").is_some() {
+        text += "#   With --copy each of them takes the second destination.\n";
+    }
+    text +=
+        "# 3. Or without bk; RESTORE.txt says what it needs, and how databases go on from there:\n";
+    for (prefix, folder) in [(PREFIX, "backups"), (COPY_PREFIX, "copies")] {
+        let own = |suffix: &str| value(&format!("{prefix}{suffix}"));
+        if let Some(path) = own("DESTINATION_PATH") {
+            text += &by_hand(&Place { path, folder, root: &facts.folder }, app, &own);
+        }
+    }
+    if !facts.recipients.is_empty() {
+        text += "#\n# Encrypted for these; the private key of any one opens it, and must be kept too:\n";
+        for recipient in &facts.recipients {
+            let _ = writeln!(text, "#   {recipient}");
+        }
+    }
+    let _ = writeln!(
+        text,
+        "#\n# The settings; where one names a file, that must be there too. Relative paths begin at {},\n\
+         # those of BACKUP_CONFIG_FILES at the folder that this file is saved in: it was {}",
+        shown(&facts.folder),
+        shown(&facts.config_folder)
+    );
+    // By value, for scripts export what they were told as default.
+    let is_default = |setting: &&Resolved| {
+        known_settings::find(&setting.name)
+            .is_some_and(|known| known.default == Some(&setting.value))
+    };
+    for setting in settings.iter().filter(|setting| !is_default(setting)) {
+        if setting.is_secret {
+            let _ = writeln!(text, "{}=  # secret: fill it in", setting.name);
+            continue;
+        }
+        text += &env_file::line(&setting.name, &setting.value);
+        if let Some(note) = facts.notes.get(&setting.name) {
+            let _ = write!(text, "  # {note}");
+        }
+        text.push('\n');
+    }
+    if !facts.recipients.is_empty() && value("BACKUP_IDENTITY_FILE").is_none() {
+        text += "BACKUP_IDENTITY_FILE=  # the file with age's private key; gpg takes it from its keyring\n";
+    }
+    text
+}
+
+/// A destination for who works by hand.
+struct Place<'a> {
+    /// Its name.
+    path: &'a str,
+    /// What relative ones are relative to.
+    root: &'a Path,
+    /// Where to copy the backups, if it is elsewhere.
+    folder: &'a str,
+}
+
+/// Commands that get the backups here, if need be, and restore the newest.
+fn by_hand<'a>(place: &Place<'_>, app: &str, own: &dyn Fn(&str) -> Option<&'a str>) -> String {
+    let word = |text: &str| quoted(OsStr::new(text)).to_string_lossy().into_owned();
+    let option = |name: &str, value: Option<&str>| {
+        value.map(|value| format!(" {name} {}", word(value))).unwrap_or_default()
+    };
+    let mut folder = place.folder.to_owned();
+    let get = match Location::parse(place.path) {
+        Ok(Location::S3 { .. }) => format!(
+            "#   aws s3 sync{}{} {} {folder}\n",
+            option("--endpoint-url", own("S3_ENDPOINT")),
+            option("--region", own("S3_REGION")),
+            word(place.path)
+        ),
+        Ok(Location::Ssh { .. } | Location::Daemon { .. }) => {
+            let port = own("RSYNC_PORT").map(|port| format!("ssh -p {port}"));
+            let from = word(&format!("{}/", place.path.trim_end_matches('/')));
+            format!("#   rsync -a{} {from} {folder}/\n", option("-e", port.as_deref()))
+        }
+        Ok(Location::Local(path)) => {
+            folder = quoted(place.root.join(path).as_os_str()).to_string_lossy().into_owned();
+            String::new()
+        }
+        Err(_) => String::new(),
+    };
+    format!(
+        "{get}\
+         #   newest=$(grep -l '^Application: {app} (' {folder}/*/*/*/*/MANIFEST.txt | tail -n 1)\n\
+         #   bash \"${{newest%/*}}/RESTORE.txt\" restored\n"
+    )
+}
+
+fn shown(path: &Path) -> String {
+    crate::path::escape(path.as_os_str().as_encoded_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::*;
+    use crate::settings::{Origin, Sources, resolve};
+
+    fn made(env_file: &str, recipients: &[&str]) -> (Vec<Resolved>, String) {
+        let env_file = env_file::parse(env_file, &|_| None).unwrap();
+        let environment = |_: &str| None::<OsString>;
+        let sources = Sources { environment: &environment, env_file: &env_file };
+        let settings = resolve(&sources, &[]).unwrap();
+        let note = ("BACKUP_RSYNC_SSH_KEY".to_owned(), "SHA256:abc".to_owned());
+        let facts = Facts {
+            folder: "/work".into(),
+            config_folder: "/srv/app".into(),
+            host: "vm1".into(),
+            now: Time::from_unix(1_777_342_910, 0),
+            notes: BTreeMap::from([note]),
+            recipients: recipients.iter().map(|&recipient| recipient.to_owned()).collect(),
+        };
+        let text = sheet(&settings, &facts);
+        (settings, text)
+    }
+
+    const REMOTE: &str = "BACKUP_APP=picpeak\nBACKUP_DESTINATION_TYPE=rsync\nBACKUP_RSYNC_HOST=nas\n\
+        BACKUP_RSYNC_PATH='/v/my backups'\nBACKUP_RSYNC_PORT=2222\nBACKUP_RSYNC_SSH_KEY=/root/key\n\
+        BACKUP_COPY_DESTINATION_PATH=s3://b/x\nBACKUP_COPY_S3_ENDPOINT=https://s3.example.org\n\
+        BACKUP_COPY_S3_ACCESS_KEY=hush1\nBACKUP_COPY_S3_SECRET_KEY=hush2\n\
+        BACKUP_MIGRATE=\"it's $$HOME \\\"x\\\"\"\nBACKUP_ENCRYPT=age:age1x\n";
+
+    #[test]
+    fn the_sheet_is_an_env_file_with_all_that_was_set_and_no_secret() {
+        let (settings, text) = made(REMOTE, &["age:age1x"]);
+        assert!(!text.contains("hush"));
+        let values = env_file::parse(&text, &|_| None).unwrap();
+        for setting in settings.iter().filter(|setting| setting.origin != Origin::Default) {
+            let wanted = if setting.is_secret { "" } else { &setting.value };
+            assert_eq!(values.get(&setting.name).map(String::as_str), Some(wanted), "{text}");
+        }
+        assert_eq!(values.get("BACKUP_IDENTITY_FILE").map(String::as_str), Some(""), "{text}");
+        // And it means the same.
+        let filled = text.replace("=  # secret: fill it in", "=x");
+        let (again, _) = made(&filled, &[]);
+        let paths = |settings: &[Resolved]| -> Vec<String> {
+            let paths = settings.iter().filter(|s| s.name.ends_with("_DESTINATION_PATH"));
+            paths.map(|setting| setting.value.clone()).collect()
+        };
+        assert_eq!(paths(&settings), paths(&again));
+    }
+
+    #[test]
+    fn the_sheet_names_what_is_needed_and_how_it_is_got_by_hand() {
+        let (_, text) = made(REMOTE, &["age:age1x"]);
+        for line in [
+            "#   rsync -a -e 'ssh -p 2222' 'nas:/v/my backups/' backups/\n",
+            "#   aws s3 sync --endpoint-url https://s3.example.org s3://b/x copies\n",
+            "#   newest=$(grep -l '^Application: picpeak (' backups/*/*/*/*/MANIFEST.txt | tail -n 1)\n",
+            "BACKUP_COPY_S3_SECRET_KEY=  # secret: fill it in\n",
+            "BACKUP_RSYNC_SSH_KEY=/root/key  # SHA256:abc\n",
+            "#   age:age1x\n",
+            "# those of BACKUP_CONFIG_FILES at the folder that this file is saved in: it was /srv/app\n",
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+        let (_, text) = made("BACKUP_APP=a\nBACKUP_DESTINATION_PATH=it's here\n", &[]);
+        assert!(text.contains("' '/work/it'\\''s here'/*/*/*/*/MANIFEST.txt"), "{text}");
+        assert!(!text.contains("--copy") && !text.contains("IDENTITY"), "{text}");
+    }
+}
