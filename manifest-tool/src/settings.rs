@@ -413,7 +413,7 @@ mod tests {
 
     #[test]
     fn names_that_look_misspelled_are_told() {
-        let file = ["BACKUP_APP", "BACKUP_RETENTON_DAYS", "TZ", "BACKUP_S3_SECRET_KEY_FILE"];
+        let file = ["BACKUP_APP", "BACKUP_RETENTON_DAYS", "TZ", "BACKUP_COPY_S3_SECRET_KEY_FILE"];
         let file = file.iter().map(|name| ((*name).to_owned(), String::new())).collect();
         assert_eq!(misspelled(&file), ["BACKUP_RETENTON_DAYS"]);
     }

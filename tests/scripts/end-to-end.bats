@@ -30,11 +30,52 @@ count_backups() { find dest -name manifest.json | wc -l; }
   [[ ${output} == *'all equal.' ]]
 }
 
-@test "a run under cron is one line" {
+@test "a run under cron is one line, but for the first" {
   backup
-  [[ ${status} == 0 && -z ${stderr} && ${#lines[@]} == 1 && ${output} == 'backup.sh: ok backup-'*' (full): 4 files'* ]]
+  [[ ${status} == 0 && -z ${stderr} && ${output} == '# RECOVERY SHEET '* && ${lines[-1]} == 'backup.sh: ok backup-'*' (full): 4 files'* ]]
   backup
-  [[ ${output} == *'(incremental)'*'; stored 0 B' ]]
+  [[ ${#lines[@]} == 1 && ${output} == *'(incremental)'*'; stored 0 B' ]]
+}
+
+# Makes a bare host of this folder, and goes where the sheet is to be saved. $1: what the first backup printed
+keep_sheet_alone() {
+  rm -r app state
+  mkdir app
+  cd app
+  sed '/^backup.sh: /d' <<<"$1" >recovery.env
+  chmod 600 recovery.env
+}
+
+# The commands of the sheet that match, without what it says of them. $1: a part of them
+on_sheet() { sed -nE 's/^#   (.*)/\1/p' recovery.env | sed 's/   .*//' | grep -e "$1"; }
+
+@test "the recovery sheet and the destination bring everything back on a bare host" {
+  backup
+  keep_sheet_alone "${output}"
+  ln -s "$(readlink -f "${scripts}")" scripts
+  run -0 bash -c "$(on_sheet 'recovery.env$')"
+  [[ ${output} == *backup-* ]]
+  run -0 bash -c "$(on_sheet target)"
+  [[ $(<restored/two) == two && -e restored/.bk/database/app.db.zst ]]
+  run -0 bash -c "$(on_sheet 'latest$') --confirm app --secrets yes"
+  [[ $(<files/events/one) == one && $(<secrets/key) == key && $(sqlite3 app.db 'SELECT sum(a) FROM t') == 3 ]]
+  [[ $(<app.env) == *BACKUP_CONFIG_FILES* ]]
+}
+
+@test "the recovery sheet brings everything back by hand" {
+  backup
+  keep_sheet_alone "${output}"
+  run -0 env PATH=/usr/bin:/bin bash -c "$(on_sheet newest)"
+  [[ $(<restored/two) == two && -e restored/.bk/database/app.db.zst ]]
+}
+
+@test "the recovery sheet is printed again at any time, and has no secret" {
+  printf 'PGPASSWORD=hush\n' >>app/app.env
+  backup
+  printf '%s\n' "${output}" | sed '/^backup.sh: /d; 1d' >first
+  run -0 bk-manifest settings --env-file app/app.env --sheet
+  [[ ${output} != *hush* && ${output} == *'PGPASSWORD=  # secret'* ]]
+  diff first <(sed 1d <<<"${output}")
 }
 
 @test "what was lost and what was changed comes back; what is replaced is put aside; strangers stay" {

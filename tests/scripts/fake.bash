@@ -18,7 +18,7 @@ tool=${0##*/}
 step=${tool}
 [[ -z ${1:-} || $1 == -* ]] || step+=-$1
 [[ $* != *--dry-run* ]] || step+=-dry-run
-[[ $* != *'--access BACKUP_COPY'* ]] || step+=-copy
+[[ ! ${tool} =~ verify|prune || $* != *'--access BACKUP_COPY'* ]] || step+=-copy
 printf '%s %s\n' "${tool}" "$*" >>"${FAKE}/calls"
 code=0
 [[ ! -e ${FAKE}/codes/${step} ]] || code=$(<"${FAKE}/codes/${step}")

@@ -94,7 +94,7 @@ at_terminal() {
   [[ ${output} == *'restore.sh: ok backup-20260428-022150-a1b2c3d4 is restored' && -z ${stderr} ]]
   run -0 sed -E 's/\.bk-restore-app\.[[:alnum:]]{10}/STAGE/g' "${FAKE}/calls"
   diff - <(echo "${output}") <<END
-bk-manifest settings --require BACKUP_DESTINATION_PATH --env-file ${srv}/app.env --require BACKUP_APP
+bk-manifest settings --env-file ${srv}/app.env --require BACKUP_APP --require BACKUP_DESTINATION_PATH
 bk-push manifest latest --from /dest
 bk-verify --from /dest --level present
 bk-manifest show $(sed -n 's/^bk-manifest show //p' "${FAKE}/calls")
@@ -375,4 +375,30 @@ END
   break_call bk-push --into 3 bk-push-fetch
   run --separate-stderr -3 "${restore}" latest --confirm app --secrets no
   [[ ${lines[-1]} == *'is restored, without what is listed above; but the backup itself is partial: files'* ]]
+}
+
+@test "--copy takes everything from the second destination" {
+  echo 'BACKUP_COPY_DESTINATION_PATH=me@far:/b' >>"${FAKE}/settings"
+  run -0 "${restore}" --copy
+  run -0 "${restore}" --copy latest --dry-run
+  run -0 "${restore}" latest --target "${BATS_TEST_TMPDIR}/out" --copy
+  run -0 "${restore}" --copy latest --confirm app --secrets yes
+  [[ $(grep -c 'bk-push fetch --from me@far:/b --access BACKUP_COPY ' "${FAKE}/calls") -ge 4 ]]
+  run ! grep -e '--from /dest' "${FAKE}/calls"
+  run -0 grep -e '--from me@far:/b' "${FAKE}/calls"
+  [[ ${output} == *'bk-push list '*'bk-push manifest latest '*'bk-verify '* ]]
+  run ! grep -v -- '--access BACKUP_COPY' <<<"${output}"
+  grep -q 'settings --require BACKUP_COPY_DESTINATION_PATH' "${FAKE}/calls"
+}
+
+@test "a destination elsewhere is never taken for a folder" {
+  local place
+  cd "${srv}"
+  for place in s3://bucket/prefix me@nas:/volume rsync://nas/module; do
+    sed -i "s|^BACKUP_DESTINATION_PATH=.*|BACKUP_DESTINATION_PATH=${place}|" "${FAKE}/settings"
+    run -0 "${restore}" latest --dry-run
+    run -0 "${restore}" latest --confirm app --secrets no
+    [[ $(ls -A) == files ]]
+    grep -q "bk-push fetch --from ${place} " "${FAKE}/calls"
+  done
 }
