@@ -11,8 +11,14 @@ const KEYS: [(&str, &str); 3] = [
     ("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"),
     ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
 ];
-/// Names of endpoints, the strongest first, after the one with a prefix.
-const ENDPOINTS: [&str; 3] = ["S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"];
+/// Names of endpoints as the AWS tools read them, the strongest first.
+const AWS_ENDPOINTS: [&str; 2] = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"];
+
+/// The `S3_ENDPOINT` or `S3_REGION` of a destination: its own, or the application's, if the keys are.
+pub fn of_store<'a>(resolved: &'a [Resolved], prefix: &'static str, name: &str) -> Option<&'a str> {
+    let found = Group { prefix, resolved }.of_store(name);
+    found.map(|setting| &*setting.value)
+}
 
 /// Sets the paths of both destinations to what the other settings say, if they say it.
 ///
@@ -159,14 +165,15 @@ impl<'a> Group<'a> {
         Ok(Derived::Path(path))
     }
 
-    /// A pair of keys is taken from one group of names, never one half from each.
-    fn check_keys(self) -> Result<(), Error> {
+    /// A pair of keys is taken from one group of names, never one half from each. Says whether it
+    /// is that of the application, which has its own endpoint.
+    fn check_keys(self) -> Result<bool, Error> {
         let [(access, secret), rest @ ..] = KEYS;
         let own = (self.name(access), self.name(secret));
         let others = rest.map(|(access, secret)| (access.to_owned(), secret.to_owned()));
         for (access, secret) in [own].into_iter().chain(others) {
             let (here, missing) = match (self.plain(&access), self.plain(&secret)) {
-                (Some(_), Some(_)) => return Ok(()),
+                (Some(_), Some(_)) => return Ok(access == KEYS[1].0),
                 (None, None) => continue,
                 (Some(_), None) => (access, secret),
                 (None, Some(_)) => (secret, access),
@@ -175,12 +182,17 @@ impl<'a> Group<'a> {
                 "{missing} ({here} is, and both must come from one pair of names)"
             )));
         }
-        Ok(())
+        Ok(false)
+    }
+
+    fn of_store(self, name: &str) -> Option<&'a Resolved> {
+        let application = || self.plain(name).filter(|_| matches!(self.check_keys(), Ok(true)));
+        self.own(name).or_else(application)
     }
 
     fn check_endpoint(self) -> Result<(), Error> {
-        let others = || ENDPOINTS.iter().find_map(|name| self.plain(name));
-        let Some(endpoint) = self.own("S3_ENDPOINT").or_else(others) else { return Ok(()) };
+        let others = || AWS_ENDPOINTS.iter().find_map(|name| self.plain(name));
+        let Some(endpoint) = self.of_store("S3_ENDPOINT").or_else(others) else { return Ok(()) };
         let Some((scheme, _)) = endpoint.value.split_once("://") else { return Ok(()) };
         let is_plain = self.own("S3_SSL_ENABLED").is_some_and(|enabled| enabled.value == "false");
         match scheme.to_ascii_lowercase().as_str() {
@@ -370,10 +382,17 @@ mod tests {
             (&format!("{s3} AWS_SECRET_ACCESS_KEY=c"), "AWS_ACCESS_KEY_ID "),
             (&format!("{s3} BACKUP_S3_ENDPOINT=HTTP://minio:9000"), "BACKUP_S3_ENDPOINT "),
             (&format!("{s3} AWS_ENDPOINT_URL=http://minio:9000"), "AWS_ENDPOINT_URL "),
-            (&format!("{s3} S3_ENDPOINT=ftp://minio"), "S3_ENDPOINT "),
+            (
+                &format!("{s3} S3_ENDPOINT=ftp://minio S3_ACCESS_KEY_ID=a S3_SECRET_ACCESS_KEY=b"),
+                "S3_ENDPOINT ",
+            ),
             ("BACKUP_S3_ENABLED=true", "S3_BUCKET "),
             ("BACKUP_S3_ENABLED=true S3_BUCKET=k:s@b", "S3_BUCKET "),
-            ("BACKUP_S3_ENABLED=true S3_BUCKET=b S3_ENDPOINT=http://minio", "S3_ENDPOINT "),
+            (
+                "BACKUP_S3_ENABLED=true S3_BUCKET=b S3_ENDPOINT=http://minio S3_ACCESS_KEY_ID=a \
+                 S3_SECRET_ACCESS_KEY=b",
+                "S3_ENDPOINT ",
+            ),
             ("BACKUP_COPY_KEEP_LAST=3", "BACKUP_COPY_DESTINATION_PATH "),
             ("BACKUP_COPY_DESTINATION_TYPE=local", "BACKUP_COPY_DESTINATION_PATH "),
             (
@@ -400,6 +419,7 @@ mod tests {
             "BACKUP_DESTINATION_PATH=s3://b BACKUP_S3_ACCESS_KEY=a BACKUP_S3_SECRET_KEY=b AWS_ACCESS_KEY_ID=c",
             "BACKUP_DESTINATION_PATH=s3://b BACKUP_S3_ENDPOINT=http://h BACKUP_S3_SSL_ENABLED=no",
             "BACKUP_DESTINATION_PATH=s3://b BACKUP_S3_ENDPOINT=minio:9000",
+            "BACKUP_DESTINATION_PATH=s3://b S3_ENDPOINT=http://minio BACKUP_S3_ACCESS_KEY=a BACKUP_S3_SECRET_KEY=b",
             "BACKUP_DESTINATION_PATH=s3://b BACKUP_COPY_DESTINATION_PATH=s3://b BACKUP_COPY_S3_ENDPOINT=https://h",
             "BACKUP_DESTINATION_PATH=/a BACKUP_COPY_DESTINATION_PATH=/ab",
             "BACKUP_ENCRYPTION_ENABLED=true BACKUP_ENCRYPT=age:age1x",

@@ -38,7 +38,7 @@ pub enum Kind {
     Host,
     /// `age:RECIPIENT` or `gpg:KEY`, separated by blanks.
     Recipients,
-    /// Bytes a second, with K, M, G or T.
+    /// Bytes a second, with K, M or G.
     Rate,
 }
 

@@ -40,7 +40,6 @@ pub mod sheet_facts;
 pub mod shell;
 pub mod show;
 pub mod signal;
-pub mod size;
 pub mod sort;
 pub mod spool;
 pub mod stream;

@@ -87,11 +87,13 @@ pub fn normalize(kind: Kind, value: &str) -> Result<String, String> {
             }
             Err("age:RECIPIENT or gpg:KEY is wanted, several separated by blanks".into())
         }
-        Kind::Rate => match crate::size::parse_size(value) {
-            Ok(0) => Err("it would send nothing".into()),
-            Ok(_) => Ok(value.to_owned()),
-            Err(wanted) => Err(wanted),
-        },
+        Kind::Rate => {
+            let number = value.strip_suffix(['k', 'K', 'm', 'M', 'g', 'G']).unwrap_or(value);
+            let is_number = number.bytes().all(|byte| byte.is_ascii_digit());
+            // Far more than any network, and no multiple of it overflows.
+            let is_good = is_number && number.parse().is_ok_and(|n: u32| n > 0);
+            same(is_good, "a number of bytes a second is wanted, with K, M or G")
+        }
     }
 }
 

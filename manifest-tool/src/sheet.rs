@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use crate::command::quoted;
+use crate::destination_settings::of_store;
 use crate::env_file;
 use crate::known_settings::{self, COPY_PREFIX, PREFIX};
 use crate::location::Location;
@@ -59,9 +60,25 @@ pub fn sheet(settings: &[Resolved], facts: &Facts) -> String {
         "# 3. Or without bk; RESTORE.txt says what it needs, and how databases go on from there:\n";
     for (prefix, folder) in [(PREFIX, "backups"), (COPY_PREFIX, "copies")] {
         let own = |suffix: &str| value(&format!("{prefix}{suffix}"));
-        if let Some(path) = own("DESTINATION_PATH") {
-            text += &by_hand(&Place { path, folder, root: &facts.folder }, app, &own);
-        }
+        let Some(path) = own("DESTINATION_PATH") else { continue };
+        let scheme = if own("S3_SSL_ENABLED") == Some("false") { "http" } else { "https" };
+        let endpoint = of_store(settings, prefix, "S3_ENDPOINT").map(|endpoint| {
+            if endpoint.contains("://") {
+                endpoint.into()
+            } else {
+                format!("{scheme}://{endpoint}")
+            }
+        });
+        let place = Place {
+            path,
+            root: &facts.folder,
+            folder,
+            endpoint: endpoint.as_deref(),
+            region: of_store(settings, prefix, "S3_REGION"),
+            port: own("RSYNC_PORT"),
+            key: own("RSYNC_SSH_KEY"),
+        };
+        text += &by_hand(&place, app);
     }
     if !facts.recipients.is_empty() {
         text += "#\n# Encrypted for these; the private key of any one opens it, and must be kept too:\n";
@@ -106,27 +123,37 @@ struct Place<'a> {
     root: &'a Path,
     /// Where to copy the backups, if it is elsewhere.
     folder: &'a str,
+    /// The URL of a store of buckets.
+    endpoint: Option<&'a str>,
+    /// Its region.
+    region: Option<&'a str>,
+    /// The port of a host's ssh.
+    port: Option<&'a str>,
+    /// The file of the key for it.
+    key: Option<&'a str>,
 }
 
 /// Commands that get the backups here, if need be, and restore the newest.
-fn by_hand<'a>(place: &Place<'_>, app: &str, own: &dyn Fn(&str) -> Option<&'a str>) -> String {
+fn by_hand(place: &Place<'_>, app: &str) -> String {
     let word = |text: &str| quoted(OsStr::new(text)).to_string_lossy().into_owned();
     let option = |name: &str, value: Option<&str>| {
         value.map(|value| format!(" {name} {}", word(value))).unwrap_or_default()
     };
     let mut folder = place.folder.to_owned();
+    let from = word(&format!("{}/", place.path.trim_end_matches('/')));
     let get = match Location::parse(place.path) {
         Ok(Location::S3 { .. }) => format!(
-            "#   aws s3 sync{}{} {} {folder}\n",
-            option("--endpoint-url", own("S3_ENDPOINT")),
-            option("--region", own("S3_REGION")),
+            "#   export AWS_ACCESS_KEY_ID= AWS_SECRET_ACCESS_KEY=      the keys of the store\n\
+             #   aws s3 sync{}{} {} {folder}\n",
+            option("--endpoint-url", place.endpoint),
+            option("--region", place.region),
             word(place.path)
         ),
-        Ok(Location::Ssh { .. } | Location::Daemon { .. }) => {
-            let port = own("RSYNC_PORT").map(|port| format!("ssh -p {port}"));
-            let from = word(&format!("{}/", place.path.trim_end_matches('/')));
-            format!("#   rsync -a{} {from} {folder}/\n", option("-e", port.as_deref()))
+        Ok(Location::Ssh { .. }) => {
+            let ssh = format!("ssh{}{}", option("-p", place.port), option("-i", place.key));
+            format!("#   rsync -a{} {from} {folder}/\n", option("-e", Some(&ssh)))
         }
+        Ok(Location::Daemon { .. }) => format!("#   rsync -a {from} {folder}/\n"),
         Ok(Location::Local(path)) => {
             folder = quoted(place.root.join(path).as_os_str()).to_string_lossy().into_owned();
             String::new()
@@ -199,7 +226,7 @@ mod tests {
     fn the_sheet_names_what_is_needed_and_how_it_is_got_by_hand() {
         let (_, text) = made(REMOTE, &["age:age1x"]);
         for line in [
-            "#   rsync -a -e 'ssh -p 2222' 'nas:/v/my backups/' backups/\n",
+            "#   rsync -a -e 'ssh -p 2222 -i /root/key' 'nas:/v/my backups/' backups/\n",
             "#   aws s3 sync --endpoint-url https://s3.example.org s3://b/x copies\n",
             "#   newest=$(grep -l '^Application: picpeak (' backups/*/*/*/*/MANIFEST.txt | tail -n 1)\n",
             "BACKUP_COPY_S3_SECRET_KEY=  # secret: fill it in\n",
@@ -209,6 +236,11 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }
+        let geolens = "BACKUP_DESTINATION_PATH=/b\nBACKUP_S3_ENABLED=true\nS3_BUCKET=geo\nS3_ENDPOINT=minio:9000\n\
+                       S3_ACCESS_KEY_ID=hush\nS3_SECRET_ACCESS_KEY=hush\nBACKUP_COPY_S3_SSL_ENABLED=false";
+        let (_, text) = made(geolens, &[]);
+        let command = "#   aws s3 sync --endpoint-url http://minio:9000 s3://geo/backups copies\n";
+        assert!(text.contains(command), "{text}");
         let (_, text) = made("BACKUP_APP=a\nBACKUP_DESTINATION_PATH=it's here\n", &[]);
         assert!(text.contains("' '/work/it'\\''s here'/*/*/*/*/MANIFEST.txt"), "{text}");
         assert!(!text.contains("--copy") && !text.contains("IDENTITY"), "{text}");
