@@ -37,6 +37,7 @@ pub fn sheet(settings: &[Resolved], facts: &Facts) -> String {
         settings.iter().find(|setting| setting.name == name).map(|setting| &*setting.value)
     };
     let app = value("BACKUP_APP").unwrap_or("APP");
+    let is_encrypted = !facts.recipients.is_empty();
     let mut text = format!(
         "# RECOVERY SHEET for '{app}': made {now} on host {host} by bk {version}\n\
          #\n\
@@ -77,10 +78,11 @@ pub fn sheet(settings: &[Resolved], facts: &Facts) -> String {
             region: of_store(settings, prefix, "S3_REGION"),
             port: own("RSYNC_PORT"),
             key: own("RSYNC_SSH_KEY"),
+            identity: is_encrypted.then(|| value("BACKUP_IDENTITY_FILE").unwrap_or("KEYFILE")),
         };
         text += &by_hand(&place, app);
     }
-    if !facts.recipients.is_empty() {
+    if is_encrypted {
         text += "#\n# Encrypted for these; the private key of any one opens it, and must be kept too:\n";
         for recipient in &facts.recipients {
             let _ = writeln!(text, "#   {recipient}");
@@ -109,7 +111,7 @@ pub fn sheet(settings: &[Resolved], facts: &Facts) -> String {
         }
         text.push('\n');
     }
-    if !facts.recipients.is_empty() && value("BACKUP_IDENTITY_FILE").is_none() {
+    if is_encrypted && value("BACKUP_IDENTITY_FILE").is_none() {
         text += "BACKUP_IDENTITY_FILE=  # the file with age's private key; gpg takes it from its keyring\n";
     }
     text
@@ -131,6 +133,8 @@ struct Place<'a> {
     port: Option<&'a str>,
     /// The file of the key for it.
     key: Option<&'a str>,
+    /// The file of age's private key, or what stands for it.
+    identity: Option<&'a str>,
 }
 
 /// Commands that get the backups here, if need be, and restore the newest.
@@ -163,7 +167,8 @@ fn by_hand(place: &Place<'_>, app: &str) -> String {
     format!(
         "{get}\
          #   newest=$(grep -l '^Application: {app} (' {folder}/*/*/*/*/MANIFEST.txt | tail -n 1)\n\
-         #   bash \"${{newest%/*}}/RESTORE.txt\" restored\n"
+         #   bash \"${{newest%/*}}/RESTORE.txt\" restored{}\n",
+        place.identity.map(|file| format!(" {}", word(file))).unwrap_or_default()
     )
 }
 
@@ -231,6 +236,7 @@ mod tests {
             "#   newest=$(grep -l '^Application: picpeak (' backups/*/*/*/*/MANIFEST.txt | tail -n 1)\n",
             "BACKUP_COPY_S3_SECRET_KEY=  # secret: fill it in\n",
             "BACKUP_RSYNC_SSH_KEY=/root/key  # SHA256:abc\n",
+            "#   bash \"${newest%/*}/RESTORE.txt\" restored KEYFILE\n",
             "#   age:age1x\n",
             "# those of BACKUP_CONFIG_FILES at the folder that this file is saved in: it was /srv/app\n",
         ] {
