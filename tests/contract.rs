@@ -77,6 +77,7 @@ fn list_prints_one_json_object_a_line() {
     let line: serde_json::Value = serde_json::from_str(list.lines().next().unwrap()).unwrap();
     let known = [
         "id",
+        "origin",
         "series",
         "timestamp",
         "type",

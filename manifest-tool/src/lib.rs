@@ -17,6 +17,7 @@ pub mod entry;
 mod entry_read;
 pub mod env_file;
 pub mod exit;
+pub mod foreign;
 pub mod json;
 pub mod known_settings;
 pub mod left_out;

@@ -7,9 +7,9 @@ use std::hash::{BuildHasher, RandomState};
 use bk_push::catalog::BackupInfo;
 use bk_push::destination::Destination;
 use bk_push::mark::Mark;
-use bk_push::place;
+use bk_push::place::{self, may_be_object, side_files, side_files_of};
 
-use crate::names::{may_be_object, objects_of, partial_list_of, side_files, side_files_of};
+use crate::names::{objects_of, partial_list_of};
 use crate::plan::{Class, Marks, Strangers};
 use crate::survey::{List, Survey};
 

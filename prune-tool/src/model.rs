@@ -9,7 +9,7 @@ use bk_manifest::time::Time;
 use bk_push::destination::Destination;
 use bk_push::{catalog::Catalog, mark, place};
 
-use crate::names::{objects_of, side_files};
+use crate::names::objects_of;
 use crate::prune::prune;
 use crate::rules::Rules;
 use crate::survey::Survey;
@@ -142,7 +142,7 @@ impl World {
         if self.random.chance(30) {
             // It had come as far as its side files.
             push.made.begin(&self.store);
-            for side in side_files(&push.made.manifest()) {
+            for side in place::side_files(&push.made.manifest()) {
                 self.store.store(&side, b"side\n");
             }
         }
@@ -217,7 +217,7 @@ impl World {
         let mut needed = BTreeSet::new();
         for backup in &catalog.backups {
             needed.extend(objects_of(&self.store, backup).unwrap().into_keys());
-            needed.extend(side_files(&backup.manifest.name));
+            needed.extend(place::side_files(&backup.manifest.name));
             needed.insert(backup.manifest.name.clone());
         }
         let left: Vec<String> = self

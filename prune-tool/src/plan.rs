@@ -13,7 +13,7 @@ use bk_push::mark::Mark;
 use bk_push::place;
 
 use crate::flow::Flow;
-use crate::names::{may_be_object, partial_list_of};
+use crate::names::partial_list_of;
 use crate::policy::{self, Backup, Reason};
 use crate::rules::{Calendar, Rules};
 use crate::survey::Survey;
@@ -247,7 +247,7 @@ impl<'a> Marks<'a> {
                     if is_due {
                         *entry = None;
                     }
-                } else if !may_be_object(name) && partial_list_of(name).is_none() {
+                } else if !place::may_be_object(name) && partial_list_of(name).is_none() {
                     let message = format!("the mark '{}' names '{name}'", placed.object.name);
                     return Err(fail(Exit::Malformed, escape(message.as_bytes())));
                 } else if is_due {
@@ -286,11 +286,11 @@ fn check_last_good(mine: &[&BackupInfo], marks: &Marks, now: Time) -> anyhow::Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::side_files;
     use crate::prune::prune;
     use crate::testing::{GRACE, Made, Memory, check_whole, options};
     use bk_manifest::exit::classify;
     use bk_manifest::progress::Silent;
+    use bk_push::place::side_files;
     use std::num::NonZeroU32;
 
     fn run(store: &Memory, last: u32) -> anyhow::Result<crate::prune::Outcome> {

@@ -254,7 +254,7 @@ mod tests {
         let mut expected = needed.clone();
         expected.extend(["notes.txt", "2026/04/26/README"].map(str::to_owned));
         expected.push(third.manifest());
-        expected.extend(crate::names::side_files(&third.manifest()));
+        expected.extend(bk_push::place::side_files(&third.manifest()));
         expected.sort();
         assert_eq!(left, expected);
         assert!(outcome.freed > 0);
@@ -323,6 +323,23 @@ mod tests {
         let error = run(&store, last(1)).unwrap_err();
         assert_eq!(classify(&error), Exit::Malformed);
         assert_eq!(store.names(), before);
+    }
+
+    #[test]
+    fn a_manifest_of_another_system_stops_nothing_and_stays() {
+        let (store, [first, ..]) = chain();
+        let foreign = br#"{"manifest":{"version":"2.0","generator":"PicPeak Backup"},
+            "backup":{"id":"backup-x"},"files":{"count":0,"total_size":0,"manifest":[]}}"#;
+        let names = ["2026/01/01/backup-1/manifest.json", "x/manifests/backup-manifest-x.json"];
+        for name in names {
+            store.store(name, foreign);
+        }
+        run(&store, last(1)).unwrap();
+        store.advance(GRACE);
+        let outcome = run(&store, last(1)).unwrap();
+        assert_eq!((outcome.kept, outcome.removed.len()), (1, 2));
+        assert!(!store.has(&first.manifest()));
+        assert!(names.iter().all(|name| store.has(name)));
     }
 
     #[test]

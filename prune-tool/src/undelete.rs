@@ -7,8 +7,9 @@ use bk_manifest::path::escape;
 use bk_push::catalog::BackupInfo;
 use bk_push::destination::Destination;
 use bk_push::mark::{Mark, PlacedMark};
+use bk_push::place;
 
-use crate::names::{objects_of, side_files};
+use crate::names::objects_of;
 use crate::remove;
 use crate::survey::Survey;
 
@@ -105,7 +106,7 @@ fn rest(
     for (manifest, backup) in backups {
         bk_manifest::signal::check()?;
         manifests.remove(manifest);
-        for side in side_files(manifest) {
+        for side in place::side_files(manifest) {
             manifests.remove(side.as_str());
         }
         for name in objects_of(destination, backup)?.keys() {

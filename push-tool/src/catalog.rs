@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Context;
 use bk_manifest::exit::{Exit, Failure};
+use bk_manifest::foreign::{self, Foreign};
 use bk_manifest::manifest::{Component, Header, ObjectRecord, Status, Trailer};
 use bk_manifest::path::escape;
 use bk_manifest::time::Time;
@@ -75,11 +76,22 @@ impl BackupInfo {
     }
 }
 
+/// A backup that another system made: listed, and nothing else.
+#[derive(Clone, Debug)]
+pub struct ForeignBackup {
+    /// Its manifest.
+    pub manifest: ObjectInfo,
+    /// What that says.
+    pub says: Foreign,
+}
+
 /// What a listing of a destination found.
 #[derive(Debug, Default)]
 pub struct Catalog {
     /// The backups, oldest first.
     pub backups: Vec<BackupInfo>,
+    /// Backups of other systems, which are nothing to build on, to count or to remove.
+    pub foreign: Vec<ForeignBackup>,
     /// Manifests that could not be read, and why.
     pub unreadable: Vec<(ObjectInfo, anyhow::Error)>,
 }
@@ -99,23 +111,37 @@ impl Catalog {
     /// # Errors
     /// Those of the listing; a manifest that cannot be read is in [`Catalog::unreadable`].
     pub fn read(destination: &dyn Destination) -> anyhow::Result<Self> {
-        let mut catalog = Catalog::default();
+        let mut manifests = Vec::new();
         for object in destination.list("")? {
             bk_manifest::signal::check()?;
             let object = object?;
-            if !place::is_manifest(&object.name) {
-                continue;
+            if place::is_manifest(&object.name) {
+                manifests.push(object);
             }
-            let read = outer::read(destination, &object)
-                .and_then(|(header, trailer)| BackupInfo::new(object.clone(), &header, &trailer));
-            match read {
-                Ok(backup) => catalog.backups.push(backup),
+        }
+        Catalog::of(destination, manifests)
+    }
+
+    /// Reads header and trailer of these manifests.
+    ///
+    /// # Errors
+    /// As [`Catalog::read`].
+    pub fn of(destination: &dyn Destination, manifests: Vec<ObjectInfo>) -> anyhow::Result<Self> {
+        let mut catalog = Catalog::default();
+        for object in manifests {
+            bk_manifest::signal::check()?;
+            match read_manifest(destination, &object) {
+                Ok(Found::Ours(backup)) => catalog.backups.push(backup),
+                Ok(Found::Foreign(says)) => {
+                    catalog.foreign.push(ForeignBackup { manifest: object, says });
+                }
                 // Gone since the listing: prune or a withdrawn commit.
                 Err(_) if destination.stat(&object.name)?.is_none() => {}
                 Err(error) => catalog.unreadable.push((object, error)),
             }
         }
         catalog.backups.sort_by(|a, b| (a.time, &a.id).cmp(&(b.time, &b.id)));
+        catalog.foreign.sort_by(|a, b| a.manifest.name.cmp(&b.manifest.name));
         catalog.unreadable.sort_by(|a, b| a.0.name.cmp(&b.0.name));
         Ok(catalog)
     }
@@ -147,6 +173,25 @@ impl Catalog {
             None => Ok(by_series.into_values().next().unwrap_or_default()),
         }
     }
+}
+
+/// Whose manifest an object is.
+enum Found {
+    Ours(BackupInfo),
+    Foreign(Foreign),
+}
+
+/// Reads a manifest of ours, or one of a system that is known.
+fn read_manifest(destination: &dyn Destination, object: &ObjectInfo) -> anyhow::Result<Found> {
+    let read_foreign = || anyhow::Ok(foreign::read(destination.read(&object.name, None)?)?);
+    if !place::is_manifest(&object.name) {
+        return read_foreign().map(Found::Foreign);
+    }
+    outer::read(destination, object)
+        .and_then(|(header, trailer)| BackupInfo::new(object.clone(), &header, &trailer))
+        .map(Found::Ours)
+        // What is wrong with it as one of ours is what there is to say, if it is nobody else's.
+        .or_else(|error| read_foreign().map(Found::Foreign).map_err(|_| error))
 }
 
 /// Reads header and trailer of a backup's manifest again, for what a listing does not keep.

@@ -1,12 +1,11 @@
 //! The command line of `bk-push`.
 
 use std::collections::BTreeSet;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use bk_manifest::exit::{ClosedPipe, Exit, Failure, fail};
+use bk_manifest::exit::{Exit, Failure, fail};
 use bk_manifest::manifest::{Application, Header, Trailer};
 use bk_manifest::progress::Progress;
 use bk_manifest::select::Selection;
@@ -18,11 +17,11 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::access::{self, Access};
 use crate::catalog::{BackupInfo, Catalog};
-use crate::destination::Created;
+use crate::destination::{self, Created, Destination, ErrorKind};
 use crate::fetch::{self, Occupied};
 use crate::rate::Rate;
-use crate::store::Store;
-use crate::{list, mark, push};
+use crate::store::{self, Store};
+use crate::{list, mark, push, walk};
 
 /// Store a backup at a destination: manifest in, manifest out
 ///
@@ -126,6 +125,9 @@ struct ListArgs {
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
+    /// List again after this time, until two listings agree: for stores whose listings lag
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    settle: Option<Duration>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -266,37 +268,75 @@ impl SeriesArgs {
 }
 
 /// Ids of the backups that prune has marked.
-fn marked_ids(store: &Store) -> anyhow::Result<BTreeSet<String>> {
-    Ok(mark::read_all(&*store.destination)?
-        .into_iter()
-        .flat_map(|placed| placed.mark.backups)
-        .collect())
+fn marked_ids(destination: &dyn Destination) -> anyhow::Result<BTreeSet<String>> {
+    Ok(mark::read_all(destination)?.into_iter().flat_map(|placed| placed.mark.backups).collect())
 }
 
 fn run_list(args: &ListArgs, console: &Console) -> anyhow::Result<Exit> {
-    let store = Store::open(&args.from, &args.access.read())?;
-    let catalog = Catalog::read(&*store.destination)?;
-    let series = args.series.name()?;
-    let backups: Vec<&BackupInfo> = catalog
-        .backups
-        .iter()
-        .filter(|backup| series.as_ref().is_none_or(|series| backup.series == *series))
-        .collect();
-    let marked = marked_ids(&store)?;
-    let mut output = io::stdout().lock();
-    let printed = if args.json {
-        list::json_lines(&mut output, &backups, &marked)
-    } else {
-        list::table(&mut output, &backups, &marked)
+    let (destination, marker) = Store::find(&args.from, &args.access.read())?;
+    let destination = &*destination;
+    let manifests = match args.settle {
+        None => walk::manifests(destination),
+        Some(pause) => walk::settled(destination, pause, &mut |pause| wait(pause, console)),
     };
-    match printed.and_then(|()| output.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(ClosedPipe.into()),
-        result => result.context("cannot print the list")?,
+    let catalog = match manifests {
+        Ok(manifests) => Catalog::of(destination, manifests)?,
+        Err(error) if marker.is_none() && is_missing(&error) => Catalog::default(),
+        Err(error) => return Err(error),
+    };
+    if marker.is_none() {
+        // Backups of ours below a folder without its marker may be half of what there was.
+        let count = catalog.backups.len();
+        if count > 0 || catalog.foreign.is_empty() {
+            let failure = store::no_destination(&args.from, "is not there, or is no destination");
+            return Err(match count {
+                0 => failure,
+                _ => failure.hint(format!("backups below it: {count}; was its marker lost?")),
+            }
+            .into());
+        }
+        console.warn(&format!(
+            "'{}' is no destination of bk: these are backups of other systems",
+            args.from
+        ));
     }
+    let ids = marked_ids(destination)?;
+    let series = args.series.name()?;
+    let backups = list::select(&catalog, series.as_deref(), &ids);
+    if series.is_some() && !catalog.foreign.is_empty() {
+        let count = catalog.foreign.len();
+        console
+            .note(&format!("{count} backups of other systems are not shown: they have no series"));
+    }
+    let mut output = console.text_output();
+    if args.json {
+        list::json_lines(&mut output, &backups)?;
+    } else {
+        list::table(&mut output, &backups)?;
+    }
+    output.flush()?;
     for (object, error) in &catalog.unreadable {
         console.warn(&format!("'{}' cannot be read: {error:#}", object.name));
     }
     Ok(if catalog.unreadable.is_empty() { Exit::Done } else { Exit::Malformed })
+}
+
+/// Whether an error says that what was listed is not there.
+fn is_missing(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<destination::Error>();
+    error.is_some_and(|error| error.kind == ErrorKind::NotFound)
+}
+
+/// Waits, unless the process is told to stop.
+fn wait(pause: Duration, console: &Console) -> anyhow::Result<()> {
+    const TICK: Duration = Duration::from_millis(100);
+    console.note(&format!("looking again in {} s", pause.as_secs()));
+    let since = Instant::now();
+    while since.elapsed() < pause {
+        bk_manifest::signal::check()?;
+        std::thread::sleep(TICK.min(pause));
+    }
+    Ok(())
 }
 
 fn manifest(args: &ManifestArgs, console: &Console) -> anyhow::Result<Exit> {
@@ -307,7 +347,7 @@ fn manifest(args: &ManifestArgs, console: &Console) -> anyhow::Result<Exit> {
     }
     let series = args.series.name()?;
     let found = if args.id == "latest" {
-        let marked = marked_ids(&store)?;
+        let marked = marked_ids(&*store.destination)?;
         let backups = catalog.series(series.as_deref())?;
         let is_before = |backup: &&&BackupInfo| args.before.is_none_or(|time| backup.time < time);
         backups.iter().rev().filter(is_before).find(|backup| !marked.contains(&backup.id)).copied()

@@ -38,3 +38,4 @@ pub mod target;
 pub mod testing;
 pub mod upload;
 pub mod volume;
+pub mod walk;

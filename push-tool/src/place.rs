@@ -30,6 +30,33 @@ pub fn is_manifest(name: &str) -> bool {
         })
 }
 
+/// Whether a name could be that of an object that backups share: no manifest and nothing of bk's own.
+///
+/// Manifests and marks are read from the destination, so what they claim is checked.
+pub fn may_be_object(name: &str) -> bool {
+    let own = name.strip_prefix(OWN_FOLDER);
+    name != MARKER
+        && !own.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        && !is_manifest(name)
+}
+
+/// What stands before the names of a manifest's side files: nothing, or in a flat set,
+/// `<stem>.manifest.json`, the set's name and a full stop.
+pub fn stem(manifest: &str) -> &str {
+    let file = manifest.rsplit('/').next().unwrap_or(manifest);
+    MANIFEST_NAMES.iter().find_map(|name| file.strip_suffix(name)).unwrap_or_default()
+}
+
+/// The side files in a folder, by the stem of their manifest.
+pub fn side_files_of(folder: &str, stem: &str) -> Vec<String> {
+    SIDE_FILES.iter().map(|side| join(folder, &format!("{stem}{side}"))).collect()
+}
+
+/// The files beside a manifest that go with it.
+pub fn side_files(manifest: &str) -> Vec<String> {
+    side_files_of(parent(manifest), stem(manifest))
+}
+
 /// The folder that holds an object; empty at the root.
 pub fn parent(name: &str) -> &str {
     name.rfind('/').map_or("", |slash| &name[..slash])
@@ -122,6 +149,29 @@ mod tests {
         for name in ["x/MANIFEST.txt", "x/amanifest.json", ".bk/x/manifest.json", "manifest.json/x"]
         {
             assert!(!is_manifest(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn side_files_carry_the_name_of_a_flat_set() {
+        assert_eq!(
+            side_files("2026/04/28/b/manifest.json"),
+            ["MANIFEST.txt", "SHA256SUMS", "RESTORE.txt"].map(|n| format!("2026/04/28/b/{n}"))
+        );
+        assert_eq!(
+            side_files("daily/app_1.manifest.yaml"),
+            ["MANIFEST.txt", "SHA256SUMS", "RESTORE.txt"].map(|n| format!("daily/app_1.{n}"))
+        );
+        assert_eq!(side_files("manifest.json")[1], "SHA256SUMS");
+    }
+
+    #[test]
+    fn what_is_bks_own_is_no_object() {
+        for name in [".bk-destination", ".bk/marks/x.json", ".bk", "a/manifest.json"] {
+            assert!(!may_be_object(name), "{name}");
+        }
+        for name in ["a/files/000001.tar.zst", ".bkx", "a/.bk/x"] {
+            assert!(may_be_object(name), "{name}");
         }
     }
 }

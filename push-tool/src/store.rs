@@ -44,22 +44,31 @@ impl Store {
     /// [`Exit::NoDestination`] if it or its marker is not there: an unmounted disk must not become a
     /// folder on the root disk.
     pub fn open(name: &str, access: &Access) -> anyhow::Result<Self> {
+        let (destination, marker) = Store::find(name, access)?;
+        let marker = marker
+            .ok_or_else(|| no_destination(name, "is not there, or is no backup destination"))?;
+        Ok(Store { destination, marker })
+    }
+
+    /// Opens what is there for reading only; without a marker it is no destination of ours.
+    ///
+    /// # Errors
+    /// As [`Store::open`], for a marker that is malformed.
+    pub fn find(
+        name: &str,
+        access: &Access,
+    ) -> anyhow::Result<(Box<dyn Destination>, Option<Marker>)> {
         let destination = connect(&Location::parse(name)?, access)?;
-        let missing = |what: &str| {
-            let name = escape(name.as_bytes());
-            Failure::new(Exit::NoDestination, format!("'{name}' {what}"))
-                .hint("is the disk mounted? is the name right?")
-                .hint(format!("for a new destination: bk-push init --to {name}"))
-        };
         if destination.stat(MARKER)?.is_none() {
-            return Err(missing("is not there, or is no backup destination").into());
+            return Ok((destination, None));
         }
         let mut text = String::new();
         std::io::Read::read_to_string(&mut destination.read(MARKER, Some(0..65536))?, &mut text)
             .context("cannot read the destination's marker")?;
-        let marker: Marker = serde_json::from_str(&text)
-            .map_err(|error| missing(&format!("has a marker that is malformed: {error}")))?;
-        Ok(Store { destination, marker })
+        let marker: Marker = serde_json::from_str(&text).map_err(|error| {
+            no_destination(name, &format!("has a marker that is malformed: {error}"))
+        })?;
+        Ok((destination, Some(marker)))
     }
 
     /// Makes a destination: a folder with a marker.
@@ -94,6 +103,14 @@ impl Store {
     pub fn grace(&self) -> Duration {
         Duration::from_secs(self.marker.grace_seconds)
     }
+}
+
+/// What is said where no destination is.
+pub fn no_destination(name: &str, what: &str) -> Failure {
+    let name = escape(name.as_bytes());
+    Failure::new(Exit::NoDestination, format!("'{name}' {what}"))
+        .hint("is the disk mounted? is the name right?")
+        .hint(format!("for a new destination: bk-push init --to {name}"))
 }
 
 /// The destination at a location, not yet looked at.
