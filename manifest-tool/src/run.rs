@@ -127,19 +127,27 @@ pub struct EndRun {
     pub extra: Map<String, Value>,
 }
 
-/// What a push of this run stored.
+/// What a push or a copy of this run stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pushed {
     /// The backup's id: proof that the commit was made by this run.
     pub id: String,
-    /// Objects that it stored, all in the backup's own folder.
+    /// Objects that it stored; those of a push are all in the backup's own folder.
     pub objects: u64,
+    /// How many of them a copy stored in the folders of backups that this one builds on.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub elsewhere: u64,
     /// Their bytes as stored.
     pub stored: u64,
     /// Bytes of content that were read and stored.
     pub read: u64,
     /// Bytes of content that were already at the destination.
     pub inherited: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What a verify proved.

@@ -11,6 +11,9 @@ use bk_manifest::exit::{Exit, fail};
 /// What the names of our own variables begin with, unless said otherwise.
 pub const PREFIX: &str = "BACKUP";
 
+/// What the names of those begin with that say how a second destination is reached.
+pub const COPY_PREFIX: &str = "BACKUP_COPY";
+
 /// Variables, and how the names of our own begin.
 #[derive(Clone, Default)]
 pub struct Access {
@@ -37,6 +40,12 @@ impl Access {
     /// The value of one of our own, by the rest of its name.
     pub fn own(&self, suffix: &str) -> Option<&str> {
         self.plain(&self.name(suffix))
+    }
+
+    /// Whether any of our own says how a destination is reached.
+    pub fn is_given(&self) -> bool {
+        let kinds = ["S3_", "RSYNC_", "SSH_"].map(|kind| self.name(kind));
+        self.variables.keys().any(|name| kinds.iter().any(|kind| name.starts_with(kind)))
     }
 
     /// The value of any variable.

@@ -167,6 +167,22 @@ pub fn present(
     destination: &dyn Destination,
     needed: &[NeededObject],
 ) -> anyhow::Result<Vec<NeededObject>> {
+    let sizes = sizes(destination, needed)?;
+    Ok(needed
+        .iter()
+        .filter(|object| sizes.get(object.name.as_str()) == Some(&Some(object.record.size)))
+        .cloned()
+        .collect())
+}
+
+/// The size of each object that is there, `None` for one that is not, by one listing for each folder.
+///
+/// # Errors
+/// Those of the destination.
+pub fn sizes<'a>(
+    destination: &dyn Destination,
+    needed: &'a [NeededObject],
+) -> anyhow::Result<BTreeMap<&'a str, Option<u64>>> {
     let mut sizes: BTreeMap<&str, Option<u64>> =
         needed.iter().map(|object| (object.name.as_str(), None)).collect();
     let folders: BTreeSet<String> = needed
@@ -178,15 +194,12 @@ pub fn present(
         .collect();
     for folder in &folders {
         for object in destination.list(folder)? {
+            bk_manifest::signal::check()?;
             let object = object?;
             if let Some(size) = sizes.get_mut(object.name.as_str()) {
                 *size = Some(object.size);
             }
         }
     }
-    Ok(needed
-        .iter()
-        .filter(|object| sizes.get(object.name.as_str()) == Some(&Some(object.record.size)))
-        .cloned()
-        .collect())
+    Ok(sizes)
 }

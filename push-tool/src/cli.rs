@@ -21,7 +21,7 @@ use crate::destination::{self, Created, Destination, ErrorKind};
 use crate::fetch::{self, Occupied};
 use crate::rate::Rate;
 use crate::store::{self, Store};
-use crate::{list, mark, push, walk};
+use crate::{copy, list, mark, push, walk};
 
 /// Store a backup at a destination: manifest in, manifest out
 ///
@@ -47,6 +47,8 @@ enum Command {
     Manifest(ManifestArgs),
     /// Restore the backup of the manifest on standard input into a folder
     Fetch(FetchArgs),
+    /// Copy the backup of the manifest on standard input to another destination
+    Copy(CopyArgs),
 }
 
 /// How a destination off this machine is reached.
@@ -176,6 +178,35 @@ struct FetchArgs {
     dry_run: bool,
 }
 
+#[derive(Debug, clap::Args)]
+struct CopyArgs {
+    /// Destination to read from
+    #[arg(long, value_name = "DEST", env = "BACKUP_DESTINATION_PATH", hide_env_values = true)]
+    from: String,
+    #[command(flatten)]
+    access: AccessArgs,
+    /// Destination to store to
+    #[arg(long, value_name = "DEST", env = "BACKUP_COPY_DESTINATION_PATH", hide_env_values = true)]
+    to: String,
+    /// As --access, for the destination to store to [default: BACKUP_COPY where such variables are
+    /// set, else as --access]
+    #[arg(long, value_name = "PREFIX")]
+    to_access: Option<String>,
+}
+
+impl CopyArgs {
+    /// How the second destination is reached.
+    fn read_to_access(&self) -> Access {
+        let named = |prefix: &str| Access::new(prefix, std::env::vars_os());
+        match &self.to_access {
+            Some(prefix) => named(prefix),
+            None => Some(named(access::COPY_PREFIX))
+                .filter(Access::is_given)
+                .unwrap_or_else(|| self.access.read()),
+        }
+    }
+}
+
 /// The part of the arguments that the shell needs.
 pub fn verbosity(args: &Args) -> &Verbosity {
     &args.verbosity
@@ -192,6 +223,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<Exit> {
         Some(Command::List(args)) => run_list(args, console),
         Some(Command::Manifest(args)) => manifest(args, console),
         Some(Command::Fetch(args)) => run_fetch(args, console),
+        Some(Command::Copy(args)) => run_copy(args, console),
     }
 }
 
@@ -408,6 +440,16 @@ fn run_fetch(args: &FetchArgs, console: &Console) -> anyhow::Result<Exit> {
     let mut document = Document::read(input)?;
     let store = Store::open(&args.from, &args.access.read())?;
     let exit = fetch::fetch(&mut document, &store, &options, console)?;
+    document.write(console.output(), Format::Json)?;
+    Ok(exit)
+}
+
+fn run_copy(args: &CopyArgs, console: &Console) -> anyhow::Result<Exit> {
+    let input = console.input("bk-push manifest ID --from A | bk-push copy --from A --to B")?;
+    let mut document = Document::read(input)?;
+    let from = Store::open(&args.from, &args.access.read())?;
+    let to = Store::open(&args.to, &args.read_to_access())?;
+    let exit = copy::copy(&mut document, &from, &to, console)?;
     document.write(console.output(), Format::Json)?;
     Ok(exit)
 }

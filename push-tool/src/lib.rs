@@ -9,6 +9,8 @@ pub mod access;
 pub mod base;
 pub mod catalog;
 pub mod cli;
+pub mod commit;
+pub mod copy;
 pub mod describe;
 pub mod destination;
 pub mod fetch;

@@ -26,7 +26,7 @@ use crate::partial::Begun;
 use crate::source::Sources;
 use crate::store::Store;
 use crate::upload::{PartialWriter, StoppedStoring, Uploader};
-use crate::{describe, links, mark, place};
+use crate::{commit, describe, links, mark, place};
 
 /// How often what turned out to be marked or gone is stored again before the push gives up.
 const PASSES: usize = 4;
@@ -119,7 +119,7 @@ pub fn push(
     progress.end();
     let Stored { entries, contents } = packed;
     let mut document = push.document(header, trailer, &folder, &contents, options)?;
-    let place = commit(store, &folder, &entries, &mut document, options.format)?;
+    let place = put_manifest(store, &folder, &entries, &mut document, options.format)?;
     push.look_again(store, &folder, &place, looked, &document)?;
 
     for error in push.partial.remove() {
@@ -138,6 +138,7 @@ pub fn push(
     let pushed = Pushed {
         id: backup.id,
         objects: push.own.len() as u64,
+        elsewhere: 0,
         stored: push.own.values().map(|object| object.size).sum(),
         read: push.totals.stored,
         inherited: push.totals.inherited,
@@ -374,39 +375,12 @@ impl Push<'_> {
         if store.grace() > Duration::ZERO && destination.now()?.since(looked) <= store.grace() / 2 {
             return Ok(());
         }
-        // A mark that is due may be at work, and have read the manifests before this one was there.
-        let now = destination.now()?;
-        let mut marks = mark::read_all(destination)?;
-        marks.retain(|placed| now.since(placed.object.modified) >= store.grace());
-        let marked = mark::marked_names(&marks);
-        let needed = self.needed(folder, &document.objects)?;
-        let is_safe = needed.iter().all(|object| !marked.contains(object.name.as_str()))
-            && present(destination, &needed)?.len() == needed.len();
-        if is_safe {
-            return Ok(());
-        }
-        let mut names = vec![place.to_owned()];
-        names.extend(place::SIDE_FILES.iter().map(|name| place::join(folder, name)));
-        let failed = destination.delete(&names);
-        if let Some(error) = failed.into_iter().find(|error| error.name == place) {
-            let error = anyhow::Error::from(error);
-            let message = format!(
-                "objects were removed while the backup was committed, and it could not be \
-                 withdrawn: {error:#}"
-            );
-            return Err(Failure::new(Exit::Failed, message)
-                .hint(format!("remove '{place}' by hand: it stands for a backup that is not whole"))
-                .into());
-        }
-        Err(fail(
-            Exit::Failed,
-            "objects were removed while the backup was committed; it was withdrawn",
-        ))
+        commit::confirm(store, place, &self.needed(folder, &document.objects)?)
     }
 }
 
 /// Puts the side files, then the manifest: the commit. Returns the manifest's name.
-fn commit(
+fn put_manifest(
     store: &Store,
     folder: &str,
     entries: &Entries,

@@ -80,6 +80,8 @@ pub struct PartialWriter<'a> {
     /// The first piece; put again if prune took the list of a push that slept too long.
     begun: Vec<u8>,
     pieces: Vec<String>,
+    /// The number of the next piece.
+    next: usize,
     renewed: Instant,
     interval: Duration,
 }
@@ -94,18 +96,60 @@ impl<'a> PartialWriter<'a> {
         begun: &Begun,
         grace: Duration,
     ) -> anyhow::Result<Self> {
-        let text = serde_json::to_vec(begun)?;
-        let mut list = PartialWriter {
+        let mut list = PartialWriter::new(destination, begun, grace)?;
+        let text = list.begun.clone();
+        list.piece(BEGUN, &text)?;
+        Ok(list)
+    }
+
+    /// Begins the list, or goes on with that of an earlier run of the same step.
+    ///
+    /// # Errors
+    /// Those of the destination.
+    pub fn resume(
+        destination: &'a dyn Destination,
+        begun: &Begun,
+        grace: Duration,
+    ) -> anyhow::Result<Self> {
+        let mut list = PartialWriter::new(destination, begun, grace)?;
+        let numbers = |name: &str| {
+            let piece = name.rsplit('/').next().unwrap_or(name);
+            piece.split(['-', '.']).filter_map(|part| part.parse::<usize>().ok()).max()
+        };
+        for object in destination.list(&list.folder)? {
+            let name = object?.name;
+            list.next = list.next.max(numbers(&name).map_or(0, |number| number + 1));
+            list.pieces.push(name);
+        }
+        if destination.create(&place::join(&list.folder, BEGUN), &list.begun)? == Created::New {
+            list.pieces.push(place::join(&list.folder, BEGUN));
+        } else {
+            // Prune leaves alone what a list names that is alive.
+            list.put_renewal()?;
+        }
+        Ok(list)
+    }
+
+    fn new(
+        destination: &'a dyn Destination,
+        begun: &Begun,
+        grace: Duration,
+    ) -> anyhow::Result<Self> {
+        Ok(PartialWriter {
             destination,
             folder: format!("{FOLDER}/{}", begun.id),
             backup_folder: begun.folder.clone(),
-            begun: text.clone(),
+            begun: serde_json::to_vec(begun)?,
             pieces: Vec::new(),
+            next: 1,
             renewed: Instant::now(),
             interval: (grace / 4).max(RENEW_AT_LEAST),
-        };
-        list.piece(BEGUN, &text)?;
-        Ok(list)
+        })
+    }
+
+    fn number(&mut self) -> usize {
+        self.next += 1;
+        self.next - 1
     }
 
     fn piece(&mut self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
@@ -121,17 +165,40 @@ impl<'a> PartialWriter<'a> {
         Ok(())
     }
 
-    fn renew(&mut self) -> anyhow::Result<()> {
+    /// Names an object that is about to be put, by its name in the backup's folder.
+    ///
+    /// # Errors
+    /// Those of the destination, as all of these.
+    pub fn name(&mut self, object: &str) -> anyhow::Result<()> {
+        let named = Named { object: object.to_owned() };
+        let piece = format!("{:06}{NAME}", self.number());
+        self.piece(&piece, &serde_json::to_vec(&named)?)
+    }
+
+    /// Renews the list if that is due.
+    ///
+    /// # Errors
+    /// Those of the destination.
+    pub fn renew(&mut self) -> anyhow::Result<()> {
         if self.renewed.elapsed() < self.interval {
             return Ok(());
         }
         self.destination.create(&place::join(&self.folder, BEGUN), &self.begun)?;
-        self.piece(&format!("renewed-{:06}", self.pieces.len()), b"")
+        self.put_renewal()
+    }
+
+    fn put_renewal(&mut self) -> anyhow::Result<()> {
+        let number = self.number();
+        self.piece(&format!("renewed-{number:06}"), b"")
     }
 
     /// The entries of an object that is closed, one a line behind a line for the object.
-    fn closed(&mut self, record: &ObjectRecord, entries: Spool) -> anyhow::Result<()> {
-        let name = place::join(&self.folder, &format!("{:06}{ENTRIES}", self.pieces.len()));
+    ///
+    /// # Errors
+    /// Those of the destination.
+    pub fn closed(&mut self, record: &ObjectRecord, entries: Spool) -> anyhow::Result<()> {
+        let number = self.number();
+        let name = place::join(&self.folder, &format!("{number:06}{ENTRIES}"));
         let entries = entries.finish()?;
         let mut upload = self.destination.put(&name, entries.bytes() + LINE_LIMIT)?;
         let closed =
@@ -178,9 +245,7 @@ impl<'a> PartialWriter<'a> {
             };
             match message {
                 Message::Open(object, bound) => {
-                    let named = Named { object: object.clone() };
-                    let piece = format!("{:06}{NAME}", self.pieces.len());
-                    self.piece(&piece, &serde_json::to_vec(&named)?)?;
+                    self.name(&object)?;
                     let name = place::join(&self.backup_folder, &object);
                     open = Some((object, HashWriter::new(self.destination.put(&name, bound)?)));
                 }

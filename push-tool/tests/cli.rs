@@ -24,7 +24,7 @@ fn assert_ended(args: &[&str], code: i32, says: &str) {
 
 #[test]
 fn every_command_has_help() {
-    for command in ["init", "list", "manifest", "fetch"] {
+    for command in ["init", "list", "manifest", "fetch", "copy"] {
         let output = bk_push(&[command, "--help"]);
         assert!(output.status.success());
         assert!(String::from_utf8(output.stdout).unwrap().contains("Usage: bk-push"));

@@ -77,7 +77,9 @@ pub fn verify(
     let total = trailer.total_checksum().context("the document has no total_checksum")?;
     let located = locate(store, &header.run()?, &backup.id, total)?;
     let folders = Folders::new(&header, located.folder())?;
-    let is_behind_push = trailer.run()?.pushed.is_some_and(|pushed| pushed.id == backup.id);
+    // A copy that stored more than the backup's own objects is proved by reading all of them.
+    let is_behind_push =
+        trailer.run()?.pushed.is_some_and(|pushed| pushed.id == backup.id && pushed.elsewhere == 0);
     let subject = Examined {
         destination: &*store.destination,
         located: &located,
