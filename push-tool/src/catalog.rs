@@ -10,7 +10,7 @@ use bk_manifest::path::escape;
 use bk_manifest::time::Time;
 
 use crate::destination::{Destination, ObjectInfo};
-use crate::{outer, place};
+use crate::{outer, parallel, place};
 
 /// A backup that is there: what its header and trailer say, but for the objects.
 #[derive(Clone, Debug)]
@@ -127,17 +127,22 @@ impl Catalog {
     /// # Errors
     /// As [`Catalog::read`].
     pub fn of(destination: &dyn Destination, manifests: Vec<ObjectInfo>) -> anyhow::Result<Self> {
-        let mut catalog = Catalog::default();
-        for object in manifests {
+        let read = parallel::map(manifests, |object| -> anyhow::Result<_> {
             bk_manifest::signal::check()?;
-            match read_manifest(destination, &object) {
-                Ok(Found::Ours(backup)) => catalog.backups.push(backup),
-                Ok(Found::Foreign(says)) => {
-                    catalog.foreign.push(ForeignBackup { manifest: object, says });
+            let read = read_manifest(destination, &object);
+            // Gone since the listing: prune or a withdrawn commit.
+            let is_gone = read.is_err() && destination.stat(&object.name)?.is_none();
+            Ok((!is_gone).then_some((object, read)))
+        });
+        let mut catalog = Catalog::default();
+        for read in read {
+            match read? {
+                None => {}
+                Some((_, Ok(Found::Ours(backup)))) => catalog.backups.push(backup),
+                Some((manifest, Ok(Found::Foreign(says)))) => {
+                    catalog.foreign.push(ForeignBackup { manifest, says });
                 }
-                // Gone since the listing: prune or a withdrawn commit.
-                Err(_) if destination.stat(&object.name)?.is_none() => {}
-                Err(error) => catalog.unreadable.push((object, error)),
+                Some((object, Err(error))) => catalog.unreadable.push((object, error)),
             }
         }
         catalog.backups.sort_by(|a, b| (a.time, &a.id).cmp(&(b.time, &b.id)));

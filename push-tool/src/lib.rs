@@ -24,6 +24,7 @@ pub mod mark;
 pub mod memory;
 pub mod outer;
 pub mod pack;
+pub mod parallel;
 pub mod partial;
 pub mod place;
 pub mod push;

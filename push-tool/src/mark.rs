@@ -9,7 +9,7 @@ use bk_manifest::time::Time;
 use serde::{Deserialize, Serialize};
 
 use crate::destination::{Destination, ObjectInfo};
-use crate::place;
+use crate::{parallel, place};
 
 /// The folder of the marks.
 pub const FOLDER: &str = ".bk/marks";
@@ -65,33 +65,33 @@ fn is_mark(name: &str) -> bool {
 /// [`Exit::Malformed`] for one that cannot be understood: what it names is not known, so neither
 /// prune nor push may go on.
 pub fn read_all(destination: &dyn Destination) -> anyhow::Result<Vec<PlacedMark>> {
-    let mut marks = Vec::new();
-    for object in destination.list(FOLDER)? {
-        let object = object?;
-        if !is_mark(&object.name) {
-            continue;
-        }
-        let mut bytes = Vec::new();
-        let read = match destination.read(&object.name, Some(0..SIZE_LIMIT)) {
-            Ok(mut reader) => reader.read_to_end(&mut bytes),
-            // Its prune ended meanwhile.
-            Err(error) if error.kind == crate::destination::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error.into()),
-        };
-        read.with_context(|| format!("cannot read the mark '{}'", object.name))?;
-        let mark: Mark = serde_json::from_slice(&bytes).map_err(|error| {
-            Failure::new(
-                Exit::Malformed,
-                format!("the mark '{}' is malformed: {error}", object.name),
-            )
-        })?;
-        for name in mark.manifests.iter().chain(&mark.objects) {
-            place::object("", name).with_context(|| format!("the mark '{}'", object.name))?;
-        }
-        marks.push(PlacedMark { object, mark });
-    }
+    let is_one = |object: &crate::destination::Result<ObjectInfo>| {
+        object.as_ref().map_or(true, |object| is_mark(&object.name))
+    };
+    let objects = destination.list(FOLDER)?.filter(is_one).collect::<Result<Vec<_>, _>>()?;
+    let marks = parallel::map(objects, |object| read(destination, object));
+    let mut marks =
+        marks.into_iter().filter_map(Result::transpose).collect::<Result<Vec<_>, _>>()?;
     marks.sort_by(|a, b| a.object.name.cmp(&b.object.name));
     Ok(marks)
+}
+
+/// A mark; `None` if its prune has ended meanwhile.
+fn read(destination: &dyn Destination, object: ObjectInfo) -> anyhow::Result<Option<PlacedMark>> {
+    let mut bytes = Vec::new();
+    let read = match destination.read(&object.name, Some(0..SIZE_LIMIT)) {
+        Ok(mut reader) => reader.read_to_end(&mut bytes),
+        Err(error) if error.kind == crate::destination::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    read.with_context(|| format!("cannot read the mark '{}'", object.name))?;
+    let mark: Mark = serde_json::from_slice(&bytes).map_err(|error| {
+        Failure::new(Exit::Malformed, format!("the mark '{}' is malformed: {error}", object.name))
+    })?;
+    for name in mark.manifests.iter().chain(&mark.objects) {
+        place::object("", name).with_context(|| format!("the mark '{}'", object.name))?;
+    }
+    Ok(Some(PlacedMark { object, mark }))
 }
 
 /// Everything that marks name, by its name at the destination.

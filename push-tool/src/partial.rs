@@ -15,6 +15,7 @@ use bk_manifest::time::Time;
 use serde::{Deserialize, Serialize};
 
 use crate::destination::Destination;
+use crate::parallel;
 
 /// The folder of the partial lists.
 pub const FOLDER: &str = ".bk/partial";
@@ -116,13 +117,10 @@ impl PartialList {
     /// Those of the destination; a name that leads out of the backup's folder.
     pub fn objects(&self, destination: &dyn Destination) -> anyhow::Result<Vec<String>> {
         let Some(begun) = &self.begun else { return Ok(Vec::new()) };
-        let mut objects = Vec::new();
-        for piece in self.of_kind(NAME) {
-            if let Some(named) = read_json::<Named>(destination, piece)? {
-                objects.push(crate::place::object(&begun.folder, &named.object)?);
-            }
-        }
-        Ok(objects)
+        let pieces = self.of_kind(NAME).collect();
+        let named = parallel::map(pieces, |piece| read_json::<Named>(destination, piece));
+        let named = named.into_iter().filter_map(Result::transpose);
+        named.map(|named| Ok(crate::place::object(&begun.folder, &named?.object)?)).collect()
     }
 
     /// The pieces with entries of closed objects.

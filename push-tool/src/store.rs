@@ -10,7 +10,7 @@ use bk_manifest::path::escape;
 use serde::{Deserialize, Serialize};
 
 use crate::access::Access;
-use crate::destination::{Created, Destination};
+use crate::destination::{Created, Destination, ErrorKind};
 use crate::local::{FOLDER_MODE, Local};
 use crate::location::Location;
 use crate::place::MARKER;
@@ -59,16 +59,18 @@ impl Store {
         access: &Access,
     ) -> anyhow::Result<(Box<dyn Destination>, Option<Marker>)> {
         let destination = connect(&Location::parse(name)?, access)?;
-        if destination.stat(MARKER)?.is_none() {
-            return Ok((destination, None));
-        }
-        let mut text = String::new();
-        std::io::Read::read_to_string(&mut destination.read(MARKER, Some(0..65536))?, &mut text)
-            .context("cannot read the destination's marker")?;
-        let marker: Marker = serde_json::from_str(&text).map_err(|error| {
+        let text = match destination.read(MARKER, Some(0..65536)) {
+            Ok(marker) => Some(
+                std::io::read_to_string(marker).context("cannot read the destination's marker")?,
+            ),
+            Err(error) if error.kind == ErrorKind::NotFound => None,
+            Err(error) => return Err(error.into()),
+        };
+        let parsed = text.map(|text| serde_json::from_str(&text)).transpose();
+        let marker: Option<Marker> = parsed.map_err(|error| {
             no_destination(name, &format!("has a marker that is malformed: {error}"))
         })?;
-        Ok((destination, Some(marker)))
+        Ok((destination, marker))
     }
 
     /// Makes a destination: a folder with a marker.

@@ -75,7 +75,8 @@ impl<'a> Objects<'a> {
         (!name.starts_with(probe::NAME)).then(|| ObjectInfo {
             name: name.to_owned(),
             size: listed.size,
-            modified: listed.last_modified,
+            // As looking at it alone says it, and the clock: in whole seconds.
+            modified: Time::from_unix(listed.last_modified.unix().0, 0),
         })
     }
 }

@@ -1,0 +1,50 @@
+//! Several at once of what mostly waits: for a store's answers.
+
+use std::sync::{Mutex, PoisonError};
+
+/// How many are done at once.
+const AT_ONCE: usize = 16;
+
+/// Does `work` on all items, several at once, and gives the results in the items' order.
+pub fn map<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+    let count = items.len().min(AT_ONCE);
+    if count < 2 {
+        return items.into_iter().map(work).collect();
+    }
+    let next = Mutex::new(items.into_iter().enumerate());
+    let take = || next.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work_off = || -> Vec<(usize, R)> {
+        std::iter::from_fn(take).map(|(place, item)| (place, work(item))).collect()
+    };
+    let mut results: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..count).map(|_| scope.spawn(work_off)).collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| match thread.join() {
+                Ok(results) => results,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+            .collect()
+    });
+    results.sort_by_key(|(place, _)| *place);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+
+    #[test]
+    fn several_are_done_at_once_and_keep_their_order() {
+        let all = Barrier::new(AT_ONCE);
+        let doubled = map((0..AT_ONCE).collect(), |number| {
+            // Nobody gets on before all are here.
+            all.wait();
+            number * 2
+        });
+        assert_eq!(doubled, (0..AT_ONCE).map(|number| number * 2).collect::<Vec<_>>());
+        assert_eq!(map((0..1000).collect(), |number: u32| number), (0..1000).collect::<Vec<_>>());
+        assert!(map(Vec::new(), |()| ()).is_empty());
+    }
+}
