@@ -29,6 +29,8 @@ prepare() {
   fi
   need /usr/sbin/sshd openssh-server 'an ssh server of the tests'\'' own; Debian'\''s stays off (/etc/ssh/sshd_not_to_be_run)'
   need ssh openssh-client 'reaches it'
+  need rsync rsync 'sends backups to another host'
+  need /usr/bin/rrsync rsync 'an account that may run nothing but rsync'
   need cc gcc 'the linker; parts of SQLite and zstd are C'
   need /usr/include/stdlib.h libc6-dev 'what gcc links against'
   need "${server[0]}" postgresql 'a server of the tests'\'' own, and pg_dump'

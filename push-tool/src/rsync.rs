@@ -13,14 +13,19 @@ mod scripts;
 pub mod servers;
 mod settings;
 mod stage;
+#[cfg(test)]
+mod tests;
+mod transfer;
 
 use std::sync::Arc;
 
-use alone::{Alone, Way};
+use alone::Alone;
 use bk_manifest::exit::{Exit, Failure, fail};
+use bk_manifest::path::RelPath;
 use far::Far;
 use link::Link;
 use settings::Settings;
+use transfer::{Rsync, Way};
 
 use crate::access::Access;
 use crate::destination::Destination;
@@ -49,7 +54,8 @@ fn by_ssh(
     let place = format!("{}:{path}", link.host());
     let alone = |root: &str| {
         let target = format!("{}:{root}", link.host());
-        Alone::new(Way::Ssh(Arc::clone(&link)), &target, root, place.clone(), settings)
+        let way = Way::Ssh(Arc::clone(&link));
+        anyhow::Ok(Alone::new(Rsync::new(way, &target, "", root, place.clone(), settings)?))
     };
     match far::probe(&link).map_err(fault::Fault::into_error)? {
         Some(offer) => {
@@ -86,16 +92,23 @@ fn by_daemon(
     path: &str,
     mut settings: Settings,
 ) -> anyhow::Result<Box<dyn Destination>> {
-    if host.contains(['/', '@']) || path.split('/').any(|part| part == "..") {
-        return Err(fail(Exit::Usage, "the daemon's host or module is malformed"));
+    let (module, below) = path.split_once('/').unwrap_or((path, ""));
+    if !below.is_empty() {
+        RelPath::new(below).map_err(|error| fail(Exit::Usage, format!("{error} in a module")))?;
     }
     let host = user.map_or(host.to_owned(), |user| format!("{user}@{host}"));
     let place = format!("rsync://{host}/{path}");
-    // The other rsync takes the module for the root.
-    let root = path.split_once('/').map_or(String::new(), |(_, below)| format!("/{below}"));
+    // All names begin at the module: rsync 3.5's daemon finds none that begins at a folder in it, and
+    // takes a folder that begins with '-' for an option.
+    let target = format!("rsync://{host}/{module}");
+    let (prefix, root) = match below {
+        "" => (String::new(), String::new()),
+        below => (format!("{below}/"), format!("/{below}")),
+    };
     let password = settings.password.take();
     let way = Way::Daemon { password, patience: settings.patience };
-    Ok(Box::new(Alone::new(way, &place.clone(), &root, place, &settings)?))
+    let rsync = Rsync::new(way, &target, &prefix, &root, place, &settings)?;
+    Ok(Box::new(Alone::new(rsync)))
 }
 
 /// A folder there, from the login's home where it does not begin with a slash.

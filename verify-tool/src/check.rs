@@ -9,7 +9,7 @@ use bk_manifest::digest::Digest;
 use bk_manifest::manifest::ObjectRecord;
 use bk_manifest::progress::Progress;
 use bk_manifest::stream::{Error as FormatError, Reader};
-use bk_push::destination::{Destination, ErrorKind, ObjectInfo};
+use bk_push::destination::{Destination, Error, ErrorKind, ObjectInfo};
 use bk_push::mark;
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
@@ -182,17 +182,24 @@ fn read_one(
     progress: &dyn Progress,
 ) -> anyhow::Result<Option<Problem>> {
     let problem = |fault, detail: String| Ok(Some(Problem::of_object(fault, &target.name, detail)));
-    let stored = match destination.read(&target.name, None) {
-        Ok(stored) => stored,
-        Err(error) => {
-            return match error.kind {
-                ErrorKind::NotFound => problem(Fault::Missing, "is missing".into()),
-                ErrorKind::Denied | ErrorKind::Transient => Err(error.into()),
-                _ => problem(Fault::Unreadable, format!("cannot be read: {}", error.source)),
-            };
-        }
+    let failed = |error: Error| match error.kind {
+        ErrorKind::NotFound => problem(Fault::Missing, "is missing".into()),
+        ErrorKind::Denied | ErrorKind::Transient => Err(error.into()),
+        _ => problem(Fault::Unreadable, format!("cannot be read: {}", error.source)),
     };
-    let read = Digest::of_reader(Counted { inner: stored, bytes, progress });
+    let read = match destination.checksum(&target.name) {
+        Err(error) => return failed(error),
+        Ok(Some(checksum)) => {
+            // The size was compared when the object was found.
+            bytes.fetch_add(target.record.size, Ordering::Relaxed);
+            progress.advance(target.record.size, 0);
+            Ok((checksum, target.record.size))
+        }
+        Ok(None) => match destination.read(&target.name, None) {
+            Err(error) => return failed(error),
+            Ok(stored) => Digest::of_reader(Counted { inner: stored, bytes, progress }),
+        },
+    };
     bk_manifest::signal::check()?;
     progress.advance(0, 1);
     match read {

@@ -11,12 +11,13 @@ use bk_manifest::exit::{Exit, Failure};
 use bk_manifest::lock::Lock;
 use bk_manifest::time::Time;
 
-use super::alone::{Alone, checked, retried};
+use super::alone::{Alone, checked, sweep};
 use super::fault::Fault;
 use super::link::{Link, Reply};
 use super::listing::{self, Record, UNFINISHED, is_object};
 use super::scripts;
 use super::stage::{Stage, Staged, StagedFile};
+use super::transfer::retried;
 use crate::destination::{
     Created, Destination, Error, ErrorKind, Listing, ObjectInfo, Result, Upload,
 };
@@ -151,7 +152,7 @@ impl Far {
         let mut is_first = true;
         retried(|| {
             // Never the same name twice: an attempt that seemed to fail may have linked it.
-            let unfinished = self.alone.unfinished_name()?;
+            let unfinished = self.alone.rsync.unfinished_name()?;
             let lines = [place::parent(name), last(name), &unfinished, &size, root_too];
             let said = self.run(scripts::CREATE, &lines, bytes);
             let was_first = std::mem::take(&mut is_first);
@@ -176,10 +177,11 @@ impl Far {
 
     /// Stores a large object: sent by rsync beside, then given its name.
     fn store_large(&self, file: &StagedFile, name: &str) -> Outcome<Created> {
-        let folder = place::join(UNFINISHED, &self.alone.unfinished_name()?);
+        let folder = place::join(UNFINISHED, &self.alone.rsync.unfinished_name()?);
         // What a transfer that was cut has left is found by that name, also by the next push.
         let unfinished = place::join(&folder, &file.likeness()?);
-        self.alone.send(file, &unfinished)?;
+        retried(|| self.ask(scripts::PREPARE, &[]))?.ok_or_else(Fault::no_root)?;
+        self.alone.rsync.send(file, &unfinished)?;
         let size = file.length.to_string();
         let lines = [place::parent(name), last(name), &unfinished, &size];
         let mut is_first = true;
@@ -201,7 +203,7 @@ impl Far {
     }
 
     fn place(&self) -> &str {
-        self.alone.place()
+        self.alone.rsync.place()
     }
 
     fn look_at(&self, name: &str) -> Outcome<Option<ObjectInfo>> {
@@ -352,7 +354,7 @@ impl Destination for Far {
             return self.alone.now();
         }
         let now = || -> Outcome<Time> {
-            let said = retried(|| self.ask(scripts::NOW, &[&self.alone.unfinished_name()?]))?;
+            let said = retried(|| self.ask(scripts::NOW, &[&self.alone.rsync.unfinished_name()?]))?;
             let said = said.ok_or_else(Fault::no_root)?;
             let time = std::str::from_utf8(&said).ok().and_then(listing::find_time);
             time.ok_or_else(|| io::Error::other("unexpected time").into())
@@ -382,7 +384,7 @@ impl Destination for Far {
         }
         let fail = |fault: Fault| fault.on("sweep", UNFINISHED, self.place());
         let Some(left) = self.list_below(UNFINISHED).map_err(fail)? else { return Ok(0) };
-        Alone::sweep_by(self, left.map(|object| object.map_err(|error| fail(error.into()))), before)
+        sweep(self, left.map(|object| object.map_err(|error| fail(error.into()))), before)
     }
 
     fn lock(&self, _: &str, _: &str) -> anyhow::Result<Option<Lock>> {

@@ -74,11 +74,10 @@ pub(super) fn is_object(name: &str) -> bool {
 /// Whether it is something that an upload left below [`UNFINISHED`].
 pub(super) fn is_unfinished(name: &str) -> bool {
     let Some(file) = name.strip_prefix(".bk/tmp/") else { return false };
-    // rsync's own are called `.NAME.XXXXXX`.
-    let is_rsyncs = file.starts_with('.')
-        && file.rsplit_once('.').is_some_and(|(stem, end)| {
-            stem.len() > 1 && end.len() == 6 && end.bytes().all(|byte| byte.is_ascii_alphanumeric())
-        });
+    // rsync's own are called `NAME.XXXXXX`.
+    let is_rsyncs = file.rsplit_once('.').is_some_and(|(_, end)| {
+        end.len() == 6 && end.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    });
     file.starts_with(UNFINISHED_NAME) || is_rsyncs
 }
 
@@ -216,10 +215,10 @@ mod tests {
 
     #[test]
     fn only_unfinished_files_are_told_as_such() {
-        for name in [".bk/tmp/.bk-tmp-1", ".bk/tmp/.000001.tar.zst.aB3dE9", ".bk/tmp/.bk-tmp-p/x"] {
+        for name in [".bk/tmp/.bk-tmp-1", ".bk/tmp/000001.tar.zst.aB3dE9", ".bk/tmp/.bk-tmp-p/x"] {
             assert!(is_unfinished(name), "{name}");
         }
-        for name in [".bk/tmp/stranger", ".bk/marks/.m.aB3dE9", "a/.bk-tmp-1"] {
+        for name in [".bk/tmp/stranger", ".bk/marks/m.aB3dE9", "a/.bk-tmp-1"] {
             assert!(!is_unfinished(name), "{name}");
         }
     }

@@ -122,6 +122,9 @@ pub(super) const CREATE: &str = concat!(
     "chmod 600 \"$file\" && sync \"$file\" || exit 1; name \"$file\" \"$folder\" \"$last\"; echo ok"
 );
 
+/// Prints `ok` once the folder of what is unfinished is there.
+pub(super) const PREPARE: &str = concat!(root!(), go!(), make!(), "make .bk/tmp; echo ok");
+
 /// Reads the folder and the last part of a name, that of an unfinished file that rsync has sent, the
 /// size; prints `ok`, `taken`, or `lost` where that file is not there.
 pub(super) const FINISH: &str = concat!(

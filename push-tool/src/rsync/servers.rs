@@ -46,7 +46,7 @@ impl Account {
     const ALL: [Account; 5] =
         [Account::Shell, Account::Rrsync, Account::Noisy, Account::Plain, Account::Stranger];
 
-    fn key(self) -> &'static str {
+    pub(super) fn key(self) -> &'static str {
         match self {
             Account::Shell => "shell",
             Account::Rrsync => "rrsync",
@@ -179,17 +179,25 @@ impl Sshd {
         open(&self.location(account, folder), self.variables(account))
     }
 
-    /// Cuts every connection, as a host does that loses its power.
+    /// Cuts every connection, as a network does: what runs behind them is left to notice.
     pub fn cut(&self) {
-        let mut dead = vec![self.process.id()];
-        while let Some(parent) = dead.pop() {
+        let mut parents = vec![self.process.id()];
+        while let Some(parent) = parents.pop() {
             for child in children(parent) {
-                dead.push(child);
-                let pid = i32::try_from(child).ok().and_then(Pid::from_raw).unwrap();
-                // It may have ended by itself.
-                let _ = kill_process(pid, Signal::KILL);
+                let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
+                if name.starts_with("sshd") {
+                    parents.push(child);
+                    let pid = i32::try_from(child).ok().and_then(Pid::from_raw).unwrap();
+                    // It may have ended by itself.
+                    let _ = kill_process(pid, Signal::KILL);
+                }
             }
         }
+    }
+
+    /// Whether anybody is connected.
+    pub fn is_connected(&self) -> bool {
+        !children(self.process.id()).is_empty()
     }
 }
 
