@@ -78,6 +78,8 @@ pub struct Options {
     pub paths: Vec<RelPath>,
     /// How it is compressed.
     pub format: Format,
+    /// Whether it holds no secrets.
+    pub is_public: bool,
 }
 
 impl Options {
@@ -112,7 +114,19 @@ impl Options {
             None => PathBuf::from("."),
         };
         let paths = if is_whole { Vec::new() } else { relative };
-        Ok(Options { root, paths, format })
+        Ok(Options { root, paths, format, is_public: false })
+    }
+
+    /// The paths of this host that it holds, absolute.
+    ///
+    /// # Errors
+    /// If the current folder is gone.
+    pub fn host_paths(&self) -> io::Result<Vec<PathBuf>> {
+        let root = std::path::absolute(&self.root)?;
+        if self.paths.is_empty() {
+            return Ok(vec![root]);
+        }
+        Ok(self.paths.iter().map(|path| root.join(path.as_path())).collect())
     }
 }
 
@@ -196,6 +210,9 @@ fn dump(root: &Root, options: &Options, work: &Work<'_>) -> anyhow::Result<Made>
     facts.insert("files".into(), json!(files));
     facts.insert("content_size".into(), json!(bytes));
     facts.insert("size".into(), json!(staged.size));
+    if options.is_public {
+        facts.insert("public".into(), json!(true));
+    }
     Ok(Made {
         staged: vec![staged],
         kind: KIND,

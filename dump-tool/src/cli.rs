@@ -125,6 +125,9 @@ struct ArchiveArgs {
     /// Form of the archive: tar.zst or tar.gz
     #[arg(long, value_name = "FORM", default_value = "tar.zst")]
     format: archive::Format,
+    /// It holds no secrets: it may leave this host in clear
+    #[arg(long)]
+    public: bool,
     #[command(flatten)]
     stage: StageArgs,
 }
@@ -175,8 +178,15 @@ fn run_sqlite(args: &SqliteArgs, console: &Console) -> anyhow::Result<Exit> {
 }
 
 fn run_archive(args: &ArchiveArgs, console: &Console) -> anyhow::Result<Exit> {
-    let filter = filter_options(&args.name, &args.stage, MaxShrink::NO_LIMIT)?;
-    let options = archive::Options::new(args.root.as_deref(), &args.paths, args.format)?;
+    let options = archive::Options {
+        is_public: args.public,
+        ..archive::Options::new(args.root.as_deref(), &args.paths, args.format)?
+    };
+    let filter = filter::Options {
+        is_secret: !args.public,
+        archived: options.host_paths()?,
+        ..filter_options(&args.name, &args.stage, MaxShrink::NO_LIMIT)?
+    };
     let input = Patient::new(console.input(PIPE)?, &filter.cancel);
     filter::run(input, console.output(), &filter, console, |_| archive::begin(&options))
 }
@@ -233,6 +243,8 @@ fn filter_options(
         stage,
         now: Time::now(),
         max_shrink,
+        is_secret: false,
+        archived: Vec::new(),
         group: None,
         cancel: Cancel::default(),
     })

@@ -7,6 +7,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 
 use bk_manifest::command::Cancel;
 use bk_manifest::entry::{DEFAULT_COMPONENT, Entry};
@@ -29,11 +30,15 @@ pub struct Options {
     /// The component's name.
     pub component: String,
     /// The stage folder.
-    pub stage: std::path::PathBuf,
+    pub stage: PathBuf,
     /// The clock.
     pub now: Time,
     /// Refuses a dump that is much smaller than the parent's.
     pub max_shrink: MaxShrink,
+    /// Whether it is not to leave this host in clear.
+    pub is_secret: bool,
+    /// The paths of this host that it is made of, absolute; for archives.
+    pub archived: Vec<PathBuf>,
     /// The databases that are dumped together with this one, and their kind.
     pub group: Option<(&'static str, Group)>,
     /// Ends the dump when the document fails, and the wait for the document when the dump fails.
@@ -148,6 +153,10 @@ where
 
     let folder = RelPath::new([OWN_FOLDER, b"/", component.as_bytes()].concat())?;
     run.sources.push(source(component, &staging, &folder));
+    if options.is_secret {
+        run.secrets.insert(component.clone());
+    }
+    run.archived.extend(options.archived.iter().map(|path| host_path(path)));
     header.set_run(&run);
     let mut writer = Writer::new(output, Format::Json, header)?;
     let (made, pending) = std::thread::scope(|scope| {
@@ -246,12 +255,16 @@ fn pass_until(
     }
 }
 
-fn source(component: &str, staging: &Staging, folder: &RelPath) -> Source {
+fn host_path(path: &Path) -> HostPath {
     use std::os::unix::ffi::OsStrExt;
+    HostPath(path.as_os_str().as_bytes().to_vec())
+}
+
+fn source(component: &str, staging: &Staging, folder: &RelPath) -> Source {
     Source {
         component: component.to_owned(),
         kind: SourceKind::Stage,
-        root: HostPath(staging.folder().as_os_str().as_bytes().to_vec()),
+        root: host_path(staging.folder()),
         prefix: HostPath(folder.as_bytes().to_vec()),
         paths: Vec::new(),
     }
@@ -329,17 +342,14 @@ mod tests {
         writer.end(trailer).unwrap().0
     }
 
-    fn step(
-        input: &[u8],
-        output: &mut Vec<u8>,
-        stage: &std::path::Path,
-        fails: bool,
-    ) -> anyhow::Result<Exit> {
+    fn step(input: &[u8], output: &mut Vec<u8>, stage: &Path, fails: bool) -> anyhow::Result<Exit> {
         let options = Options {
             component: "db".into(),
             stage: stage.into(),
             now: Time::now(),
             max_shrink: MaxShrink(90),
+            is_secret: true,
+            archived: vec!["/etc/app".into()],
             group: None,
             cancel: Cancel::default(),
         };
@@ -378,7 +388,10 @@ mod tests {
         let source = &header.run().unwrap().sources[0];
         assert_eq!(source.prefix.0, b".bk/db");
         let root = std::str::from_utf8(&source.root.0).unwrap();
-        assert_eq!(std::fs::read(std::path::Path::new(root).join("app.dump")).unwrap(), b"dump");
+        assert_eq!(std::fs::read(Path::new(root).join("app.dump")).unwrap(), b"dump");
+        let run = header.run().unwrap();
+        assert!(run.secrets.contains("db"));
+        assert_eq!(run.archived, [HostPath(b"/etc/app".to_vec())]);
         assert_eq!(trailer.components().unwrap()[0].kind, "sqlite");
         assert_eq!(trailer.members.get("database").unwrap()["schema_version"], "7");
     }

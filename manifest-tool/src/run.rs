@@ -3,6 +3,8 @@
 //! It travels in `run` and `verification.run`, is outside the checksums, and is dropped before a
 //! manifest is stored.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -18,6 +20,12 @@ pub struct Run {
     /// Where the entries' bytes are on this host.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<Source>,
+    /// Components that hold secrets: they are not to leave this host in clear.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub secrets: BTreeSet<String>,
+    /// The paths of this host that went into archives, absolute.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub archived: Vec<HostPath>,
     /// Where this manifest lies at the destination: the folder and file below its root.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub place: Option<String>,

@@ -26,6 +26,7 @@ pub(super) struct GlobalsArgs {
 
 pub(super) fn run(args: &GlobalsArgs, console: &Console) -> anyhow::Result<Exit> {
     let filter = filter_options(&args.name, &args.stage, MaxShrink::NO_LIMIT)?;
+    let filter = filter::Options { is_secret: true, ..filter };
     let request = request(&args.connection)?;
     let options = globals::Options { no_role_passwords: args.no_role_passwords };
     let input = Patient::new(console.input(PIPE)?, &filter.cancel);
