@@ -37,6 +37,8 @@ prepare() {
   need /usr/sbin/pgbouncer pgbouncer 'a pooler, which a dump must notice'
   need sqlite3 sqlite3 'makes and reads databases'
   need jq jq 'reads manifests as a person would'
+  need age age 'encrypts backups and opens them'
+  need gpg gnupg 'does the same'
   need zstd zstd 'unpacks backups where bk is not there'
   need bsdtar libarchive-tools 'reads our volumes as another program'
   need python3 python3 'its tarfile reads our volumes, too'

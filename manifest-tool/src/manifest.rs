@@ -163,6 +163,9 @@ pub struct ObjectRecord {
     pub backup: Option<String>,
     /// SHA-256 of it as stored.
     pub checksum: Digest,
+    /// The program that opens it: `age` or `gpg`; `None` is not encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<String>,
     /// How many of its content bytes this backup refers to.
     pub live: u64,
     /// Its name in that folder.

@@ -215,10 +215,11 @@ fn status(status: Status) -> &'static str {
 
 /// What a component's record says that a person wants to see at once.
 fn remark(component: &Component) -> String {
-    match component.extra.get("tables").and_then(Value::as_array) {
-        Some(tables) => format!("  {} tables", tables.len()),
-        None => String::new(),
-    }
+    let tables = component.extra.get("tables").and_then(Value::as_array);
+    let tables = tables.map(|tables| format!("  {} tables", tables.len()));
+    let encryption = component.extra.get("encryption").and_then(Value::as_str);
+    let encryption = encryption.map(|how| format!("  encrypted: {}", escape(how.as_bytes())));
+    [tables, encryption].into_iter().flatten().collect()
 }
 
 impl Kinds {
@@ -281,7 +282,7 @@ mod tests {
         let mut trailer = Trailer::default();
         trailer.set(
             "components",
-            json!([{"name":"db","kind":"sqlite","status":"partial","tables":[1,2]}]),
+            json!([{"name":"db","kind":"sqlite","status":"partial","encryption":"age","tables":[1,2]}]),
         );
         trailer.set(
             "left_out",
@@ -309,7 +310,7 @@ mod tests {
             "application  app 1\\u{202e}2\n",
             "parent       b-0\n",
             "entries      2 files, 1 folder, 1.5 KiB\n",
-            "components   db               sqlite      partial           1 entries       10 B  2 tables\n",
+            "components   db               sqlite      partial           1 entries       10 B  2 tables  encrypted: age\n",
             "             files            ?           not listed         2 entries    1.5 KiB\n",
             "left out     5 unreadable: x, a\\n, …\n",
             "objects      1 in this backup, 1 B; 1 in 1 earlier, 2.0 KiB\n",

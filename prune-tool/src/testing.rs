@@ -113,6 +113,7 @@ impl Made {
         let record = |backup: Option<&String>, object: &str| ObjectRecord {
             backup: backup.cloned(),
             checksum: Digest::of(object.as_bytes()),
+            encryption: None,
             live: 1,
             object: object.to_owned(),
             size: object.len() as u64,

@@ -96,6 +96,7 @@ fn manifest(day: u32) -> (Header, Trailer) {
         json!([ObjectRecord {
             backup: None,
             checksum: Digest::of(b"volume"),
+            encryption: None,
             live: 1,
             object: "files/000001.tar.zst".into(),
             size: 6,

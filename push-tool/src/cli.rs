@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bk_manifest::exit::{Exit, Failure, fail};
@@ -18,7 +18,10 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::access::{self, Access};
 use crate::catalog::{BackupInfo, Catalog};
 use crate::destination::{self, Created, Destination, ErrorKind};
+use crate::encrypt::Choice;
 use crate::fetch::{self, Occupied};
+use crate::identity::Identities;
+use crate::location::Location;
 use crate::rate::Rate;
 use crate::store::{self, Store};
 use crate::{copy, list, mark, push, walk};
@@ -82,9 +85,45 @@ struct PushArgs {
     /// Store everything, whatever the parent has
     #[arg(long)]
     full: bool,
+    #[command(flatten)]
+    encrypt: EncryptArgs,
     /// Form of the stored manifest
     #[arg(long, value_enum, default_value = "json", env = "BACKUP_MANIFEST_FORMAT")]
     format: FormatArg,
+}
+
+/// How what is stored is encrypted.
+#[derive(Debug, clap::Args)]
+#[expect(clippy::doc_markdown, reason = "help texts: backticks would be printed")]
+struct EncryptArgs {
+    /// Encrypt for age:RECIPIENT or gpg:KEY, or one component: NAME=age:RECIPIENT (can be repeated)
+    #[arg(long, value_name = "HOW", env = "BACKUP_ENCRYPT")]
+    encrypt: Vec<String>,
+    /// Encrypt for the recipients in a file, by age
+    #[arg(long, value_name = "FILE", env = "BACKUP_ENCRYPT_RECIPIENTS_FILE")]
+    recipients_file: Option<PathBuf>,
+    /// Let archives and roles leave this host in clear; also BACKUP_PLAINTEXT_SECRETS=true
+    #[arg(long)]
+    plaintext_secrets: bool,
+}
+
+/// The keys of encrypted backups.
+#[derive(Debug, clap::Args)]
+pub struct IdentityArgs {
+    /// File with a key of age, for what is encrypted; gpg has its own keyring (can be repeated)
+    #[arg(long, value_name = "FILE", env = "BACKUP_IDENTITY_FILE")]
+    identity: Vec<PathBuf>,
+}
+
+impl IdentityArgs {
+    /// The files; an empty variable names none.
+    pub fn read(&self) -> Identities {
+        Identities(self.identity.iter().filter(|file| !is_empty(file)).cloned().collect())
+    }
+}
+
+fn is_empty(path: &Path) -> bool {
+    path.as_os_str().is_empty()
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -161,6 +200,8 @@ struct FetchArgs {
     /// Folder to restore into; empty or new
     #[arg(long, value_name = "DIR")]
     target: PathBuf,
+    #[command(flatten)]
+    identity: IdentityArgs,
     /// Restore only paths that match, and what is below them (can be repeated)
     #[arg(long, value_name = "GLOB")]
     path: Vec<String>,
@@ -253,11 +294,21 @@ fn run_push(args: &PushArgs, console: &Console) -> anyhow::Result<Exit> {
         FormatArg::Json => Format::Json,
         FormatArg::Yaml => Format::Yaml,
     };
-    let options = push::Options { full: args.full, format };
+    let access = args.access.read();
+    let allows_plain = access.switch("PLAINTEXT_SECRETS")?.unwrap_or(false);
+    let allows_plain = args.encrypt.plaintext_secrets || allows_plain;
+    let recipients = args.encrypt.recipients_file.as_ref().filter(|file| !is_empty(file));
+    let options = push::Options {
+        full: args.full,
+        format,
+        refuses_plain_secrets: Location::parse(to)?.is_remote() && !allows_plain,
+        identity: access.plain("BACKUP_IDENTITY_FILE").map(PathBuf::from),
+        encryption: Choice::new(&args.encrypt.encrypt, recipients)?,
+    };
     let input = console.input("bk-manifest new … | bk-manifest add … | bk-push --to DEST")?;
     let reader = Reader::new(input)?;
-    let store = Store::open(to, &args.access.read())?;
-    push::push(reader, console.output(), &store, options, console)
+    let store = Store::open(to, &access)?;
+    push::push(reader, console.output(), &store, &options, console)
 }
 
 fn init(args: &InitArgs, console: &Console) -> anyhow::Result<Exit> {
@@ -433,6 +484,8 @@ fn run_fetch(args: &FetchArgs, console: &Console) -> anyhow::Result<Exit> {
             _ => Occupied::Refuse,
         },
         is_dry: args.dry_run,
+        identities: args.identity.read(),
+        temporary: std::env::temp_dir(),
         now: Time::now(),
     };
     let input = console

@@ -449,7 +449,7 @@ impl Copy<'_> {
             committed => committed?,
         }
         self.progress.advance(0, 1);
-        let record = Closed { object: name.clone(), size, checksum }.record();
+        let record = Closed { object: name.clone(), ..Closed::of(record) }.record();
         list()?.closed(&record, Spool::new()?)
     }
 

@@ -53,10 +53,13 @@ fn describe(
     writeln!(text, "\nComponents:")?;
     for component in trailer.components()? {
         let number = |name: &str| component.extra.get(name).and_then(serde_json::Value::as_u64);
+        let encryption = component.extra.get("encryption").and_then(serde_json::Value::as_str);
+        let encryption = encryption.map(|how| format!(", encrypted: {}", line(how)));
+        let encryption = encryption.unwrap_or_default();
         let status = if component.status == Status::Partial { ", PARTIAL" } else { "" };
         writeln!(
             text,
-            "  {:<16} {:<12} {:>10} in {} entries{status}",
+            "  {:<16} {:<12} {:>10} in {} entries{status}{encryption}",
             line(&component.name),
             line(&component.kind),
             human_bytes(number("size").unwrap_or(0)),

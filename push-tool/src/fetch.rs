@@ -26,7 +26,9 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::catalog::Folders;
+use crate::catalog::{Folders, needed_objects};
+use crate::decrypt::{Objects, Sealed};
+use crate::identity::Identities;
 use crate::locate::{Located, locate};
 use crate::read::{Plan, Receive};
 use crate::store::Store;
@@ -56,6 +58,10 @@ pub struct Options {
     pub occupied: Occupied,
     /// Only find out whether it can be done.
     pub is_dry: bool,
+    /// The keys of encrypted objects.
+    pub identities: Identities,
+    /// The folder for opened copies of encrypted objects.
+    pub temporary: PathBuf,
     /// The time, for the name of what is put aside.
     pub now: Time,
 }
@@ -85,6 +91,11 @@ pub fn fetch(
 ) -> anyhow::Result<Exit> {
     let folder = find(document, store, progress)?;
     let folders = Folders::new(&document.header, &folder)?;
+    let needed = needed_objects(&document.header, &document.trailer, &folder)?;
+    let (mut sealed, mut wanted) = (
+        Sealed::of(needed.iter().map(|object| (object.name.as_str(), &object.record)))?,
+        BTreeSet::new(),
+    );
     let (mut files, mut bytes, mut others) = (0u64, 0u64, 0u64);
     for entry in document.entries.iter() {
         let entry = entry?;
@@ -93,6 +104,9 @@ pub fn fetch(
             if has_content(&entry, options) {
                 files += 1;
                 bytes += entry.size.unwrap_or(0);
+                if let Some(at) = entry.at.as_ref().filter(|_| !sealed.is_empty()) {
+                    wanted.insert(folders.object(at.backup.as_deref(), &at.object)?);
+                }
             } else {
                 others += 1;
             }
@@ -101,6 +115,14 @@ pub fn fetch(
     if files + others == 0 && !options.selection.is_all() {
         return Err(fail(Exit::NotFound, "no path of the backup matches"));
     }
+    sealed.retain(&wanted);
+    let objects = Objects::open(
+        &*store.destination,
+        sealed,
+        &options.identities,
+        &options.temporary,
+        progress,
+    )?;
     let tree_root = tree_root(document, options)?;
     let mut marker = FetchMarker {
         backup: document.header.the_backup()?.id,
@@ -145,7 +167,7 @@ pub fn fetch(
         }
     }
     let restore = Restore { target: &target, progress, lost: Mutex::new(lost) };
-    plan.run(&*store.destination, &document.entries, &restore)?;
+    plan.run(&objects, &document.entries, &restore)?;
     let mut lost: Vec<_> = restore.lost.into_inner().unwrap_or_default().into_iter().collect();
     // Before folders get their times: sweeping changes them.
     if options.occupied == Occupied::Resume || marker.is_ours {

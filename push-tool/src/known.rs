@@ -115,23 +115,16 @@ impl KnownContent {
         Ok(self.large_sizes.contains(&size))
     }
 
-    /// Where content with this digest lies, as an entry with `path` refers to it.
+    /// The entry that was added last with content of this digest.
     ///
     /// # Errors
     /// Those of the temporary files.
-    pub fn find(
-        &mut self,
-        digest: &Digest,
-        size: u64,
-        entry: &Entry,
-    ) -> anyhow::Result<Option<At>> {
+    pub fn find(&mut self, digest: &Digest, size: u64) -> anyhow::Result<Option<Entry>> {
         self.read_parent()?;
         let Some(place) = self.lookup.get(digest.key())? else { return Ok(None) };
         let known = self.entries.at(place)?;
-        if known.checksum.as_ref() != Some(digest) || known.size != Some(size) {
-            return Ok(None);
-        }
-        Ok(known.at.as_ref().map(|at| refer(at, &known, entry)))
+        let is_it = known.checksum.as_ref() == Some(digest) && known.size == Some(size);
+        Ok(Some(known).filter(|_| is_it))
     }
 }
 

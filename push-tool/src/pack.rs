@@ -9,6 +9,7 @@ mod large;
 mod plain;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context;
@@ -23,6 +24,7 @@ use bk_manifest::spool::Spool;
 use rayon::iter::{IndexedParallelIterator, IntoParallelRefIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
+use crate::encrypt::{Choice, Cipher};
 use crate::known::{KnownContent, Usable, refer};
 use crate::source::{Located, NotTaken, SmallFile, Sources, read_small};
 use crate::upload::Uploader;
@@ -55,6 +57,8 @@ pub struct Tools<'a> {
     pub usable: &'a Usable,
     /// Objects of this push that turned out to be marked or gone.
     pub lost: &'a BTreeSet<String>,
+    /// How components are encrypted.
+    pub encryption: &'a Choice,
     /// Where objects go.
     pub uploader: &'a Uploader,
     /// Who is told.
@@ -71,6 +75,8 @@ pub struct Packer<'a> {
     wave: Vec<Item>,
     wave_bytes: u64,
     volume: Option<OpenVolume>,
+    /// How the wave's files, and so the open volume, are encrypted.
+    cipher: Option<Arc<Cipher>>,
     last_volume: &'a mut u32,
     /// What could not be taken.
     left_out: LeftOut,
@@ -116,12 +122,21 @@ enum Fate {
 /// What a backup's entries refer to, and how many there are.
 #[derive(Clone, Debug, Default)]
 pub struct Contents {
-    /// Live bytes by backup (`None` is this one) and object.
-    pub live: BTreeMap<(Option<String>, String), u64>,
+    /// What entries refer to, by backup (`None` is this one) and object.
+    pub live: BTreeMap<(Option<String>, String), Live>,
     /// Number of entries and bytes of files by component.
     pub components: BTreeMap<String, (u64, u64)>,
     /// Whether there are hard links, which get their content in the end.
     pub has_links: bool,
+}
+
+/// What entries need of one object.
+#[derive(Clone, Debug, Default)]
+pub struct Live {
+    /// Bytes of content.
+    pub bytes: u64,
+    /// The components of these entries.
+    pub components: BTreeSet<String>,
 }
 
 impl Contents {
@@ -138,7 +153,11 @@ impl Contents {
         let size = entry.size.unwrap_or(0);
         component.1 += size;
         if let Some(at) = &entry.at {
-            *self.live.entry((at.backup.clone(), at.object.clone())).or_default() += size;
+            let live = self.live.entry((at.backup.clone(), at.object.clone())).or_default();
+            live.bytes += size;
+            if !live.components.contains(entry.component()) {
+                live.components.insert(entry.component().to_owned());
+            }
         }
     }
 }
@@ -175,6 +194,7 @@ impl<'a> Packer<'a> {
             wave: Vec::new(),
             wave_bytes: 0,
             volume: None,
+            cipher: None,
             last_volume,
             left_out: LeftOut::default(),
             partial: BTreeSet::new(),
@@ -194,7 +214,7 @@ impl<'a> Packer<'a> {
             return self.queue(entry, Fate::Done, 0);
         }
         if let Some(at) = &entry.at {
-            if self.is_there(at) && entry.checksum.is_some() {
+            if self.is_there(at, &entry) && entry.checksum.is_some() {
                 if at.backup.is_some() {
                     self.totals.inherited += entry.size.unwrap_or(0);
                 }
@@ -215,12 +235,29 @@ impl<'a> Packer<'a> {
             self.close_volume()?;
             return self.plain(entry);
         }
+        self.turn_to(entry.component())?;
         let size = entry.size.unwrap_or(0);
         if size >= LARGE_BYTES {
             self.flush()?;
             return self.large(entry);
         }
         self.queue(entry, Fate::Unread, size)
+    }
+
+    /// Ends the wave and the volume where the next file is not encrypted as they are.
+    fn turn_to(&mut self, component: &str) -> anyhow::Result<()> {
+        let next = self.tools.encryption.of(component);
+        let is_same = match (&self.cipher, next) {
+            (Some(cipher), Some(next)) => Arc::ptr_eq(cipher, next),
+            (None, None) => true,
+            _ => false,
+        };
+        if !is_same {
+            self.flush()?;
+            self.close_volume()?;
+            self.cipher = next.cloned();
+        }
+        Ok(())
     }
 
     fn queue(&mut self, entry: Entry, fate: Fate, size: u64) -> anyhow::Result<()> {
@@ -339,16 +376,23 @@ impl<'a> Packer<'a> {
         size: u64,
         entry: &Entry,
     ) -> anyhow::Result<Option<At>> {
-        let at = self.known.find(digest, size, entry)?;
-        Ok(at.filter(|at| self.is_there(at)))
+        let Some(known) = self.known.find(digest, size)? else { return Ok(None) };
+        // Who can open one component need not be able to open the other.
+        let is_same = self.tools.encryption.is_same(known.component(), entry.component());
+        let at = known.at.as_ref().filter(|at| is_same && self.is_there(at, entry));
+        Ok(at.map(|at| refer(at, &known, entry)))
     }
 
     /// Whether an entry may refer to an object: one at the destination, or of this push and not lost.
-    fn is_there(&self, at: &At) -> bool {
-        match &at.backup {
-            Some(backup) => self.tools.usable.get(backup, &at.object).is_some(),
-            None => !self.tools.lost.contains(&at.object),
-        }
+    /// What is to be encrypted must be so there; what need not be may.
+    fn is_there(&self, at: &At, entry: &Entry) -> bool {
+        let Some(backup) = &at.backup else { return !self.tools.lost.contains(&at.object) };
+        let cipher = self.tools.encryption.of(entry.component());
+        let due = cipher.map(|cipher| cipher.method.word());
+        self.tools
+            .usable
+            .get(backup, &at.object)
+            .is_some_and(|record| due.is_none() || record.encryption.as_deref() == due)
     }
 
     fn finish_item(
@@ -419,7 +463,9 @@ impl<'a> Packer<'a> {
         if self.volume.is_none() {
             *self.last_volume += 1;
             let object = volume::name(*self.last_volume);
-            self.tools.uploader.open(&object, VOLUME_BYTES + next)?;
+            let cipher = self.cipher.as_ref();
+            let object = cipher.map_or(object.clone(), |cipher| cipher.name(&object));
+            self.tools.uploader.open(&object, VOLUME_BYTES + next, cipher)?;
             self.volume = Some(OpenVolume {
                 object,
                 offset: 0,

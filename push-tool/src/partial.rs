@@ -55,14 +55,28 @@ pub struct Closed {
     pub size: u64,
     /// SHA-256 as stored.
     pub checksum: Digest,
+    /// The program that opens it; `None` is not encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<String>,
 }
 
 impl Closed {
+    /// What a partial list keeps of a record.
+    pub fn of(record: &ObjectRecord) -> Self {
+        Closed {
+            object: record.object.clone(),
+            size: record.size,
+            checksum: record.checksum,
+            encryption: record.encryption.clone(),
+        }
+    }
+
     /// The object's record in a manifest that does not refer to it yet.
     pub fn record(self) -> ObjectRecord {
         ObjectRecord {
             backup: None,
             checksum: self.checksum,
+            encryption: self.encryption,
             live: 0,
             object: self.object,
             size: self.size,

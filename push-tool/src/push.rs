@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -15,29 +16,36 @@ use bk_manifest::progress::{Progress, human_bytes};
 use bk_manifest::spool::Entries;
 use bk_manifest::stream::{Format, Reader, Writer};
 use bk_manifest::time::Time;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::base::{Base, present};
 use crate::catalog::NeededObject;
 use crate::destination::Destination;
+use crate::encrypt::Choice;
 use crate::known::KnownContent;
 use crate::pack::{Contents, LARGE_BYTES, Packed, Packer, Tools, Totals};
 use crate::partial::Begun;
 use crate::source::Sources;
 use crate::store::Store;
 use crate::upload::{PartialWriter, StoppedStoring, Uploader};
-use crate::{commit, describe, links, mark, place};
+use crate::{commit, describe, links, mark, place, secrets};
 
 /// How often what turned out to be marked or gone is stored again before the push gives up.
 const PASSES: usize = 4;
 
 /// How a backup is pushed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Store everything, whatever the parent has.
     pub full: bool,
     /// The form of the stored manifest.
     pub format: Format,
+    /// How components are encrypted.
+    pub encryption: Choice,
+    /// Refuse components that hold secrets and are not encrypted.
+    pub refuses_plain_secrets: bool,
+    /// The file with the key that opens encrypted backups, where this host has it.
+    pub identity: Option<PathBuf>,
 }
 
 /// Reads a document, stores what it lists, commits it, and writes the document as it was stored.
@@ -49,12 +57,13 @@ pub fn push(
     mut incoming: Reader<'_>,
     output: impl Write,
     store: &Store,
-    options: Options,
+    options: &Options,
     progress: &dyn Progress,
 ) -> anyhow::Result<Exit> {
     let destination = &*store.destination;
     let header = incoming.header().clone();
     let run = header.run()?;
+    secrets::check(&run, options, progress)?;
     let backup = header.the_backup()?;
     let folder = place::folder_of(&backup)?;
     let host = backup.host.clone().unwrap_or_default();
@@ -81,6 +90,7 @@ pub fn push(
     let partial = PartialWriter::begin(destination, &begun, store.grace())?;
     let mut push = Push {
         sources: Sources::open(&run)?,
+        encryption: &options.encryption,
         base,
         known,
         partial,
@@ -149,6 +159,7 @@ pub fn push(
 /// A push under way.
 struct Push<'a> {
     sources: Sources,
+    encryption: &'a Choice,
     base: Base,
     known: KnownContent,
     partial: PartialWriter<'a>,
@@ -177,6 +188,51 @@ struct Document {
     objects: Vec<ObjectRecord>,
 }
 
+impl Document {
+    /// The entries as they are to be stored: those whose object is this one file, encrypted, say what
+    /// is stored.
+    fn entries<'a>(
+        &self,
+        entries: &'a Entries,
+    ) -> impl Iterator<Item = anyhow::Result<Entry>> + use<'a> {
+        let sealed: BTreeMap<(Option<String>, String), Value> = self
+            .objects
+            .iter()
+            .filter(|object| object.encryption.is_some())
+            .map(|object| {
+                let stored = json!({"checksum": object.checksum, "size": object.size});
+                ((object.backup.clone(), object.object.clone()), stored)
+            })
+            .collect();
+        entries.iter().map(move |entry| {
+            let mut entry = entry?;
+            if let Some(at) = entry.at.as_mut().filter(|at| at.offset.is_none()) {
+                at.extra.remove("stored");
+                if !sealed.is_empty()
+                    && let Some(stored) = sealed.get(&(at.backup.clone(), at.object.clone()))
+                {
+                    at.extra.insert("stored".into(), stored.clone());
+                }
+            }
+            Ok(entry)
+        })
+    }
+}
+
+/// How the objects are encrypted that a component's entries refer to: `age`, or `age, none` where some
+/// are not; `None` if none is.
+fn encryption(component: &str, contents: &Contents, objects: &[ObjectRecord]) -> Option<String> {
+    let words: BTreeSet<&str> = contents
+        .live
+        .values()
+        .zip(objects)
+        .filter(|(live, _)| live.components.contains(component))
+        .map(|(_, object)| object.encryption.as_deref().unwrap_or("none"))
+        .collect();
+    let is_plain = words.iter().all(|word| *word == "none");
+    (!is_plain).then(|| words.into_iter().collect::<Vec<_>>().join(", "))
+}
+
 impl Push<'_> {
     /// Stores what entries need that is not there yet.
     fn pass(
@@ -191,6 +247,7 @@ impl Push<'_> {
                 sources: &self.sources,
                 usable: &self.base.usable,
                 lost: &self.lost,
+                encryption: self.encryption,
                 uploader: &uploader,
                 progress: self.progress,
             };
@@ -303,7 +360,7 @@ impl Push<'_> {
                     Some(backup) => self.base.usable.get(backup, object),
                 };
                 let record = record.with_context(|| format!("'{object}' is not known"))?;
-                Ok(ObjectRecord { backup: backup.clone(), live: *live, ..record.clone() })
+                Ok(ObjectRecord { backup: backup.clone(), live: live.bytes, ..record.clone() })
             })
             .collect()
     }
@@ -315,7 +372,7 @@ impl Push<'_> {
         mut trailer: Trailer,
         folder: &str,
         contents: &Contents,
-        options: Options,
+        options: &Options,
     ) -> anyhow::Result<Document> {
         let objects = self.objects(contents)?;
         let referred: BTreeSet<&String> =
@@ -352,6 +409,10 @@ impl Push<'_> {
             component.extra.insert("size".into(), size.into());
             if self.faults.contains(&component.name) {
                 component.status = Status::Partial;
+            }
+            component.extra.remove("encryption");
+            if let Some(how) = encryption(&component.name, contents, &objects) {
+                component.extra.insert("encryption".into(), how.into());
             }
         }
         trailer.set_components(&components);
@@ -407,7 +468,7 @@ fn put_manifest(
     let context = || format!("cannot store '{name}' at '{}'", destination.describe());
     let output = std::io::BufWriter::with_capacity(1 << 17, &mut upload);
     let mut writer = Writer::new(output, format, document.header.stored()).with_context(context)?;
-    for entry in entries.iter() {
+    for entry in document.entries(entries) {
         bk_manifest::signal::check()?;
         writer.entry(&entry?).with_context(context)?;
     }
@@ -443,8 +504,9 @@ fn print(
     let end_run = EndRun { pushed: Some(pushed), ..document.trailer.run()? };
     document.trailer.set_run(&end_run);
     let exit = document.trailer.exit()?;
+    let stored_entries = document.entries(entries);
     let mut writer = Writer::new(output, Format::Json, document.header)?;
-    for entry in entries.iter() {
+    for entry in stored_entries {
         writer.entry(&entry?)?;
     }
     let (_, printed) = writer.end(document.trailer)?;

@@ -11,7 +11,7 @@ use bk_manifest::spool::Entries;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use crate::catalog::Folders;
-use crate::destination::Destination;
+use crate::decrypt::{self, Objects, Opened};
 
 /// Memory for the order of reading; more goes through temporary files.
 const ORDER_BUDGET: usize = 16 << 20;
@@ -62,6 +62,8 @@ struct Group {
     object: String,
     /// Start and length in the object; `None` is all of it, uncompressed.
     range: Option<(u64, u64)>,
+    /// Whether nothing else is read of the object.
+    is_streamed: bool,
     entries: Vec<Entry>,
 }
 
@@ -80,6 +82,15 @@ impl Batch {
         self.groups
             .last_mut()
             .filter(|group| has_room && group.range == range && group.object == object)
+    }
+
+    /// The one file that is read of an encrypted object needs no copy of that.
+    fn stream_last(&mut self, sealed: Option<&(String, u64)>) {
+        let Some((object, 1)) = sealed else { return };
+        let is_it = |group: &&mut Group| group.range.is_some() && group.object == *object;
+        if let Some(group) = self.groups.iter_mut().find(is_it) {
+            group.is_streamed = group.entries.len() == 1;
+        }
     }
 
     fn is_full(&self) -> bool {
@@ -120,11 +131,13 @@ impl Plan {
     /// Those of `receive` and of the temporary files; being stopped.
     pub fn run<R: Receive>(
         self,
-        destination: &dyn Destination,
+        objects: &Objects<'_>,
         entries: &Entries,
         receive: &R,
     ) -> anyhow::Result<()> {
         let mut batch = Batch::default();
+        // How many groups the encrypted object has that is being read.
+        let mut sealed: Option<(String, u64)> = None;
         for record in self.order.finish()? {
             bk_manifest::signal::check()?;
             let (object, range, place) = parse(&record?)?;
@@ -134,12 +147,23 @@ impl Plan {
                 batch.entries += 1;
                 continue;
             }
-            if batch.is_full() {
-                read_batch(destination, std::mem::take(&mut batch).groups, receive)?;
+            let is_sealed = range.is_some() && objects.is_sealed(&object);
+            let is_same = sealed.as_ref().is_some_and(|(sealed, _)| *sealed == object);
+            // Only one encrypted object is kept open.
+            if batch.is_full() || (is_sealed && !is_same) {
+                if !is_same {
+                    batch.stream_last(sealed.as_ref());
+                }
+                read_batch(objects, std::mem::take(&mut batch).groups, receive)?;
             }
-            batch.push(Group { object, range, entries: vec![entry] });
+            if is_sealed {
+                let groups = sealed.filter(|_| is_same).map_or(0, |(_, groups)| groups);
+                sealed = Some((object.clone(), groups + 1));
+            }
+            batch.push(Group { object, range, is_streamed: false, entries: vec![entry] });
         }
-        read_batch(destination, batch.groups, receive)
+        batch.stream_last(sealed.as_ref());
+        read_batch(objects, batch.groups, receive)
     }
 }
 
@@ -157,30 +181,25 @@ fn parse(record: &[u8]) -> anyhow::Result<Record> {
 }
 
 fn read_batch<R: Receive>(
-    destination: &dyn Destination,
+    objects: &Objects<'_>,
     batch: Vec<Group>,
     receive: &R,
 ) -> anyhow::Result<()> {
     batch.into_par_iter().try_for_each(|group| {
         bk_manifest::signal::check()?;
-        read_group(destination, &group, receive)
+        read_group(objects, &group, receive)
     })
 }
 
-fn read_group<R: Receive>(
-    destination: &dyn Destination,
-    group: &Group,
-    receive: &R,
-) -> anyhow::Result<()> {
+fn read_group<R: Receive>(objects: &Objects<'_>, group: &Group, receive: &R) -> anyhow::Result<()> {
     // Copies of one large file lie in the same bytes too, and may decode to far more than these.
     let decoded = group.entries.iter().map(decoded_end).max().unwrap_or(0);
     match group.range {
         Some((start, length)) if group.entries.len() > 1 && decoded <= SHARED_LIMIT => {
-            read_shared(destination, group, start..start.saturating_add(length), decoded, receive)
+            read_shared(objects, group, start..start.saturating_add(length), decoded, receive)
         }
         _ => group.entries.iter().try_for_each(|entry| {
-            let open = || open(destination, &group.object, entry.at.as_ref());
-            match open() {
+            match open(objects, group, entry.at.as_ref())? {
                 Ok(mut content) => deliver(entry, &mut content, receive),
                 Err(error) => deliver(entry, &mut Broken(format!("{error:#}")), receive),
             }
@@ -198,16 +217,16 @@ fn decoded_end(entry: &Entry) -> u64 {
 ///
 /// What was decoded before damage is used: each file's checksum says whether it is whole.
 fn read_shared<R: Receive>(
-    destination: &dyn Destination,
+    objects: &Objects<'_>,
     group: &Group,
     range: Range<u64>,
     length: u64,
     receive: &R,
 ) -> anyhow::Result<()> {
     let mut decoded = Vec::new();
+    let stored = objects.read(&group.object, Some(range), group.is_streamed)?;
     let decode = || -> anyhow::Result<()> {
-        let stored = destination.read(&group.object, Some(range))?;
-        zstd::stream::read::Decoder::new(stored)?.take(length).read_to_end(&mut decoded)?;
+        zstd::stream::read::Decoder::new(stored?)?.take(length).read_to_end(&mut decoded)?;
         Ok(())
     };
     let fault = decode().err().map(|error| format!("{error:#}"));
@@ -233,24 +252,27 @@ impl Read for Broken {
 }
 
 /// Opens the content of one entry at its first byte; it may go on behind the content's end.
-///
-/// # Errors
-/// Those of the destination; frames that end before the content begins.
-pub fn open<'a>(
-    destination: &'a dyn Destination,
-    object: &str,
+fn open<'a>(
+    objects: &'a Objects<'_>,
+    group: &Group,
     at: Option<&At>,
-) -> anyhow::Result<Box<dyn Read + Send + 'a>> {
-    let Some((start, length)) = at.and_then(|at| Some((at.offset?, at.length?))) else {
-        return Ok(destination.read(object, None)?);
+) -> anyhow::Result<Opened<'a>> {
+    let range = at.and_then(|at| Some((at.offset?, at.length?)));
+    let bytes = range.map(|(start, length)| start..start.saturating_add(length));
+    let stored = match objects.read(&group.object, bytes, group.is_streamed)? {
+        Ok(stored) if range.is_some() => stored,
+        other => return Ok(other),
     };
-    let stored = destination.read(object, Some(start..start.saturating_add(length)))?;
-    let mut content = zstd::stream::read::Decoder::new(stored).context("cannot decode")?;
     let skip = at.and_then(|at| at.skip).unwrap_or(0);
-    let skipped =
-        io::copy(&mut content.by_ref().take(skip), &mut io::sink()).context("cannot decode")?;
-    anyhow::ensure!(skipped == skip, "the frames end before the content begins");
-    Ok(Box::new(content))
+    let mut content = match zstd::stream::read::Decoder::new(stored) {
+        Ok(content) => content,
+        Err(error) => return Ok(Err(error).context("cannot decode")),
+    };
+    match io::copy(&mut content.by_ref().take(skip), &mut io::sink()) {
+        Ok(skipped) if skipped == skip => Ok(Ok(Box::new(content))),
+        Ok(_) => Ok(Err(anyhow::anyhow!("the frames end before the content begins"))),
+        Err(error) => Ok(Err(decrypt::damage(error)?).context("cannot decode")),
+    }
 }
 
 /// Copies one entry's content out, hashing it, and tells the receiver how it went.
@@ -273,7 +295,7 @@ fn deliver<R: Receive>(entry: &Entry, content: &mut dyn Read, receive: &R) -> an
                     .with_context(|| format!("cannot write '{}'", entry.path))?;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => break Some(format!("cannot be read: {error}")),
+            Err(error) => break Some(format!("cannot be read: {}", decrypt::damage(error)?)),
         }
     };
     let (checksum, length) = hasher.finish();

@@ -1,6 +1,7 @@
 //! The thread that writes objects: while it hashes and stores, the others read and compress.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use bk_manifest::manifest::ObjectRecord;
 use bk_manifest::spool::Spool;
 
 use crate::destination::{Created, Destination, Upload};
+use crate::encrypt::{Cipher, Encrypting, Method};
 use crate::partial::{BEGUN, Begun, Closed, ENTRIES, FOLDER, NAME, Named};
 use crate::place;
 
@@ -21,7 +23,7 @@ const QUEUE: usize = 8;
 const RENEW_AT_LEAST: Duration = Duration::from_mins(1);
 
 enum Message {
-    Open(String, u64),
+    Open(String, u64, Option<Arc<Cipher>>),
     Bytes(Vec<u8>),
     Close(Spool),
 }
@@ -50,12 +52,18 @@ impl Uploader {
         self.sender.send(message).map_err(|_| StoppedStoring)
     }
 
-    /// Begins an object of about `bound` bytes at most, by its name in the backup's folder.
+    /// Begins an object of about `bound` bytes at most before it is encrypted, by its name in the
+    /// backup's folder.
     ///
     /// # Errors
     /// If the thread has stopped, as all of these.
-    pub fn open(&self, object: &str, bound: u64) -> Result<(), StoppedStoring> {
-        self.send(Message::Open(object.to_owned(), bound))
+    pub fn open(
+        &self,
+        object: &str,
+        bound: u64,
+        cipher: Option<&Arc<Cipher>>,
+    ) -> Result<(), StoppedStoring> {
+        self.send(Message::Open(object.to_owned(), bound, cipher.cloned()))
     }
 
     /// Appends to the open object.
@@ -201,8 +209,7 @@ impl<'a> PartialWriter<'a> {
         let name = place::join(&self.folder, &format!("{number:06}{ENTRIES}"));
         let entries = entries.finish()?;
         let mut upload = self.destination.put(&name, entries.bytes() + LINE_LIMIT)?;
-        let closed =
-            Closed { object: record.object.clone(), size: record.size, checksum: record.checksum };
+        let closed = Closed::of(record);
         let context = || format!("cannot store '{name}'");
         let mut line = serde_json::to_vec(&closed)?;
         line.push(b'\n');
@@ -229,7 +236,7 @@ impl<'a> PartialWriter<'a> {
     /// # Errors
     /// Those of the destination; the object that was open then leaves nothing but its name here.
     pub fn run(&mut self, queue: Queue) -> Stored {
-        let mut open: Option<(String, HashWriter<Box<dyn Upload + 'a>>)> = None;
+        let mut open: Option<OpenObject<'a>> = None;
         let mut stored = Vec::new();
         let Queue(receiver) = queue;
         loop {
@@ -244,24 +251,19 @@ impl<'a> PartialWriter<'a> {
                 Err(RecvTimeoutError::Disconnected) => break,
             };
             match message {
-                Message::Open(object, bound) => {
+                Message::Open(object, bound, cipher) => {
                     self.name(&object)?;
-                    let name = place::join(&self.backup_folder, &object);
-                    open = Some((object, HashWriter::new(self.destination.put(&name, bound)?)));
+                    open = Some(self.begin_object(object, bound, cipher.as_deref())?);
                 }
                 Message::Bytes(bytes) => {
-                    if let Some((object, upload)) = &mut open {
-                        upload.write_all(&bytes).with_context(|| {
-                            format!("cannot store '{object}' at '{}'", self.destination.describe())
-                        })?;
+                    if let Some(object) = open.take() {
+                        open = Some(object.write(&bytes, self.destination)?);
                     }
                     self.renew()?;
                 }
                 Message::Close(entries) => {
-                    if let Some((object, upload)) = open.take() {
-                        let (upload, checksum, size) = upload.finish();
-                        upload.commit()?;
-                        let record = Closed { object, size, checksum }.record();
+                    if let Some(object) = open.take() {
+                        let record = object.commit(self.destination)?.record();
                         self.closed(&record, entries)?;
                         stored.push(record);
                     }
@@ -270,6 +272,59 @@ impl<'a> PartialWriter<'a> {
         }
         Ok(stored)
     }
+
+    fn begin_object(
+        &self,
+        object: String,
+        bound: u64,
+        cipher: Option<&Cipher>,
+    ) -> anyhow::Result<OpenObject<'a>> {
+        let encrypting = cipher.map(Cipher::begin).transpose()?;
+        let bound = if cipher.is_some() { Cipher::bound(bound) } else { bound };
+        let upload = self.destination.put(&place::join(&self.backup_folder, &object), bound)?;
+        let method = cipher.map(|cipher| cipher.method);
+        Ok(OpenObject { object, upload: HashWriter::new(upload), encrypting, method })
+    }
+}
+
+/// An object that is being stored: hashed as it is stored, encrypted before.
+struct OpenObject<'a> {
+    object: String,
+    upload: HashWriter<Box<dyn Upload + 'a>>,
+    encrypting: Option<Encrypting>,
+    method: Option<Method>,
+}
+
+impl OpenObject<'_> {
+    fn write(mut self, bytes: &[u8], destination: &dyn Destination) -> anyhow::Result<Self> {
+        let written = match &mut self.encrypting {
+            None => self.upload.write_all(bytes).map_err(anyhow::Error::from),
+            Some(encrypting) => encrypting.write(bytes, &mut self.upload),
+        };
+        let Err(error) = written else { return Ok(self) };
+        let error = match self.encrypting {
+            None => error,
+            Some(encrypting) => encrypting.explain(error),
+        };
+        Err(error.context(cannot_store(&self.object, destination)))
+    }
+
+    /// Gives it its name, if the program that encrypted it ended well.
+    fn commit(mut self, destination: &dyn Destination) -> anyhow::Result<Closed> {
+        if let Some(encrypting) = self.encrypting {
+            encrypting
+                .finish(&mut self.upload)
+                .with_context(|| cannot_store(&self.object, destination))?;
+        }
+        let (upload, checksum, size) = self.upload.finish();
+        upload.commit()?;
+        let encryption = self.method.map(|method| method.word().to_owned());
+        Ok(Closed { object: self.object, size, checksum, encryption })
+    }
+}
+
+fn cannot_store(object: &str, destination: &dyn Destination) -> String {
+    format!("cannot store '{object}' at '{}'", destination.describe())
 }
 
 /// The entries of an object that a push had closed before it died.

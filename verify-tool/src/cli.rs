@@ -9,7 +9,7 @@ use bk_manifest::select::Selection;
 use bk_manifest::shell::{Console, EXIT_CODES_HELP, Verbosity};
 use bk_manifest::stream::Reader;
 use bk_manifest::time::Time;
-use bk_push::cli::AccessArgs;
+use bk_push::cli::{AccessArgs, IdentityArgs};
 use bk_push::store::Store;
 use clap::{Parser, ValueEnum};
 
@@ -46,6 +46,8 @@ pub struct Args {
     /// How deep to look [default: stored; behind bk-push: present for all, stored for what it stored]
     #[arg(long, value_name = "LEVEL", conflicts_with = "against")]
     level: Option<LevelName>,
+    #[command(flatten)]
+    identity: IdentityArgs,
     /// Verify only paths that match, and what is below them; `*`, `**` (can be repeated)
     #[arg(long, value_name = "GLOB")]
     path: Vec<String>,
@@ -99,6 +101,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<Exit> {
         reports: args.report.clone(),
         clock: || Time::now().to_milliseconds(),
         host: host_name(),
+        identities: args.identity.read(),
         temporary: std::env::temp_dir(),
     };
     report::clear(&options.reports)?;

@@ -14,7 +14,7 @@ use bk_manifest::path::RelPath;
 use bk_manifest::progress::{Progress, human_bytes};
 use bk_manifest::spool::Entries;
 use bk_push::catalog::Folders;
-use bk_push::destination::Destination;
+use bk_push::decrypt::Objects;
 use bk_push::read::{Plan, Receive};
 use tempfile::NamedTempFile;
 
@@ -30,7 +30,7 @@ pub const ENTRY_LIMIT: usize = 10_000;
 /// What content is read with.
 pub struct Content<'a> {
     /// Where the objects are.
-    pub destination: &'a dyn Destination,
+    pub objects: &'a Objects<'a>,
     /// Where the manifest's folders are.
     pub folders: &'a Folders,
     /// What checks dumps.
@@ -134,7 +134,7 @@ impl Content<'_> {
         self.progress.begin("reading files", Some(total));
         let folders = RwLock::new(folders);
         let judge = Judge { content: self, room, folders, outcome: Mutex::new(outcome) };
-        plan.run(self.destination, entries, &judge)?;
+        plan.run(self.objects, entries, &judge)?;
         judge.check_folders()?;
         self.progress.end();
         let mut outcome = judge.outcome.into_inner().unwrap_or_default();

@@ -138,6 +138,7 @@ pub(crate) fn options() -> Options {
         reports: Vec::new(),
         clock: || Time::from_unix(1_777_777_777, 0),
         host: "host".into(),
+        identities: bk_push::identity::Identities::default(),
         temporary: std::env::temp_dir(),
     }
 }
@@ -186,6 +187,7 @@ fn record(object: &str, bytes: &[u8]) -> ObjectRecord {
     ObjectRecord {
         backup: None,
         checksum: Digest::of(bytes),
+        encryption: None,
         live: bytes.len() as u64,
         object: object.into(),
         size: bytes.len() as u64,

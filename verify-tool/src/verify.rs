@@ -16,7 +16,9 @@ use bk_manifest::spool::{Entries, Spool};
 use bk_manifest::stream::{Format, Reader, Writer};
 use bk_manifest::time::Time;
 use bk_push::catalog::{Folders, needed_objects};
+use bk_push::decrypt::{Objects, Sealed};
 use bk_push::destination::Destination;
+use bk_push::identity::Identities;
 use bk_push::locate::{Located, locate};
 use bk_push::store::Store;
 
@@ -43,7 +45,9 @@ pub struct Options {
     pub clock: fn() -> Time,
     /// The machine it runs on.
     pub host: String,
-    /// The folder for temporary copies of dumps.
+    /// The keys of encrypted objects.
+    pub identities: Identities,
+    /// The folder for temporary copies of dumps, and of encrypted objects.
     pub temporary: PathBuf,
 }
 
@@ -303,8 +307,16 @@ impl Examined<'_> {
             && let Some(entries) = self.entries
         {
             check::accessible(self.destination, targets)?;
+            let needed = targets.iter().map(|target| (target.name.as_str(), &target.record));
+            let objects = Objects::open(
+                self.destination,
+                Sealed::of(needed)?,
+                &options.identities,
+                &options.temporary,
+                self.progress,
+            )?;
             let content = Content {
-                destination: self.destination,
+                objects: &objects,
                 folders: self.folders,
                 dumps,
                 kinds: &self.kinds,

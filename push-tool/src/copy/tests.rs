@@ -46,6 +46,7 @@ fn manifest(id: &str, own: &[&str], inherited: &[&str]) -> (String, Vec<u8>) {
         ObjectRecord {
             backup: backup.map(str::to_owned),
             checksum: Digest::of(&bytes),
+            encryption: None,
             live: 1,
             object: object.to_owned(),
             size: bytes.len() as u64,

@@ -31,13 +31,17 @@ impl Packer<'_> {
         };
         let mut open = OpenFile::open(&located, &mut Cursor::new(located.root))
             .map_err(|why| unreadable(why.error))?;
+        let cipher = self.tools.encryption.of(entry.component());
         let mut object = plain_object(&entry);
+        if let Some(cipher) = cipher {
+            object = cipher.name(&object);
+        }
         while self.tools.lost.contains(&object) {
             // Its name may still be taken, by what prune is about to remove.
             object = format!("again/{object}");
         }
         let size = open.size();
-        self.tools.uploader.open(&object, size)?;
+        self.tools.uploader.open(&object, size, cipher)?;
         let mut hasher = Hasher::default();
         loop {
             bk_manifest::signal::check()?;

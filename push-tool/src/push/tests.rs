@@ -52,10 +52,16 @@ impl Tree {
     }
 
     fn push(&self, id: &str, memory: &Arc<Memory>) -> anyhow::Result<Exit> {
-        let options = Options { full: false, format: Format::Json };
+        let options = Options {
+            full: false,
+            format: Format::Json,
+            encryption: Choice::default(),
+            refuses_plain_secrets: false,
+            identity: None,
+        };
         let document = self.document(id);
         let reader = Reader::new(&document[..]).unwrap();
-        push(reader, std::io::sink(), &store_on(memory, GRACE), options, &Silent)
+        push(reader, std::io::sink(), &store_on(memory, GRACE), &options, &Silent)
     }
 }
 
