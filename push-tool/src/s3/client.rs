@@ -171,8 +171,7 @@ impl Client {
         response: &mut reqwest::Response,
         patience: Patience,
     ) -> Result<Option<impl AsRef<[u8]> + use<>>, Fault> {
-        wait(&self.runtime, &Moved::default(), patience, response.chunk())?
-            .map_err(|error| network(&error))
+        wait(&self.runtime, &Moved::default(), patience, response.chunk())?.map_err(network)
     }
 
     /// Tries until it succeeds, cannot, or was tried often enough.
@@ -212,8 +211,8 @@ impl Client {
         let moved = Moved::default();
         let http = self.signed(request, &moved)?;
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let mut response = wait(&self.runtime, &moved, patience, self.http.execute(http))?
-            .map_err(|error| network(&error))?;
+        let mut response =
+            wait(&self.runtime, &moved, patience, self.http.execute(http))?.map_err(network)?;
         let status = response.status().as_u16();
         if (200..300).contains(&status) {
             return Ok(response);
@@ -307,9 +306,10 @@ fn percent_encoded(text: &str, is_path: bool) -> String {
     encoded
 }
 
-fn network(error: &reqwest::Error) -> Fault {
-    let text = transport::chain(error);
-    // A certificate that is wrong stays wrong.
-    let is_transient = !text.contains("certificate") && !error.is_builder();
-    Fault::Network { text, is_transient }
+fn network(error: reqwest::Error) -> Fault {
+    let reached = !error.is_connect();
+    let text = transport::chain(&error.without_url());
+    // A certificate that is wrong stays wrong, and so does a server that speaks no TLS.
+    let is_transient = !text.contains("certificate") && !text.contains("corrupt message");
+    Fault::Network { text, is_transient, reached }
 }

@@ -107,7 +107,7 @@ impl<'a> Download<'a> {
                 Ok(()) => {
                     let text =
                         format!("the answer ended at byte {} of {}", self.position, self.end);
-                    Fault::Network { text, is_transient: true }
+                    Fault::Network { text, is_transient: true, reached: true }
                 }
                 Err(fault) => fault,
             };

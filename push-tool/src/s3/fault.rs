@@ -30,6 +30,8 @@ pub(super) enum Fault {
         text: String,
         /// Whether trying again may help.
         is_transient: bool,
+        /// Whether there was a connection.
+        reached: bool,
     },
     /// An answer came that cannot be understood.
     #[error("the store's answer cannot be understood: {0}")]
@@ -147,7 +149,10 @@ impl Fault {
             }
             Fault::Network { text, .. } if text.contains("certificate") => {
                 let hint = format!("if the store has a certificate of your own: {authorities}");
-                Some((Exit::Failed, hint))
+                Some((Exit::NoDestination, hint))
+            }
+            Fault::Network { reached: false, .. } => {
+                Some((Exit::NoDestination, format!("is {endpoint} right, and the store up?")))
             }
             _ => None,
         }

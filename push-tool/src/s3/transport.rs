@@ -137,7 +137,7 @@ pub(super) fn wait<T>(
                 (seen, since) = (moved.count(), Instant::now());
             } else if since.elapsed() >= patience.stall {
                 let text = format!("nothing came for {} s", patience.stall.as_secs());
-                return Err(Fault::Network { text, is_transient: true });
+                return Err(Fault::Network { text, is_transient: true, reached: true });
             }
         }
     })

@@ -2,11 +2,15 @@
 #![expect(clippy::unwrap_used, reason = "only tests use it, and want to end where it breaks")]
 
 use std::collections::BTreeMap;
-use std::io::{BufReader, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard};
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use super::bucket::{self, http_date, key_of};
 pub use super::bucket::{Bucket, Kind, Object, Unfinished};
@@ -35,9 +39,13 @@ pub enum Accident {
     Lie(Box<dyn FnOnce(&mut Reply) + Send>),
 }
 
+/// The authority that the certificate of a server with TLS is from; no system trusts it.
+pub const AUTHORITY: &str = include_str!("tls/authority.pem");
+
 /// A server with one bucket. It ends when it is dropped.
 pub struct Server {
     address: SocketAddr,
+    scheme: &'static str,
     shared: Arc<Shared>,
 }
 
@@ -62,6 +70,28 @@ impl Server {
     /// # Panics
     /// If the system gives no port, or a test has panicked while it used this, as all of these.
     pub fn start() -> Self {
+        Server::listen(None)
+    }
+
+    /// Starts one that speaks TLS, with a certificate of [`AUTHORITY`].
+    ///
+    /// # Panics
+    /// As [`Server::start`].
+    pub fn start_with_tls() -> Self {
+        let certificate = CertificateDer::from_pem_slice(include_bytes!("tls/server.pem")).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(include_bytes!("tls/server.key")).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)
+            .unwrap();
+        Server::listen(Some(Arc::new(config)))
+    }
+
+    fn listen(tls: Option<Arc<ServerConfig>>) -> Self {
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
@@ -78,20 +108,30 @@ impl Server {
                 if serving.is_over.load(Ordering::Relaxed) {
                     break;
                 }
-                let serving = Arc::clone(&serving);
+                let (serving, tls) = (Arc::clone(&serving), tls.clone());
+                let serve = move |stream: TcpStream| {
+                    stream.set_nodelay(true)?;
+                    match tls {
+                        None => serving.serve(&stream, &stream),
+                        Some(tls) => {
+                            let session = ServerConnection::new(tls).unwrap();
+                            serving.serve(StreamOwned::new(session, &stream), &stream)
+                        }
+                    }
+                };
                 // A connection that breaks is its client's matter.
-                std::thread::spawn(move || connection.and_then(|stream| serving.serve(&stream)));
+                std::thread::spawn(move || connection.and_then(serve));
             }
         });
-        Server { address, shared }
+        Server { address, scheme, shared }
     }
 
     /// The variables by which its bucket is reached.
     pub fn variables(&self) -> Vec<(String, String)> {
-        let endpoint = format!("http://{}", self.address);
+        let endpoint = format!("{}://{}", self.scheme, self.address);
         [
             ("ENDPOINT", &*endpoint),
-            ("SSL_ENABLED", "false"),
+            ("SSL_ENABLED", if self.scheme == "https" { "true" } else { "false" }),
             ("ACCESS_KEY", KEY),
             ("SECRET_KEY", SECRET),
             ("RETRY_DELAY", "1"),
@@ -174,10 +214,9 @@ impl Drop for Server {
 }
 
 impl Shared {
-    fn serve(&self, stream: &TcpStream) -> std::io::Result<()> {
-        stream.set_nodelay(true)?;
+    /// Answers what comes through `stream`, which is `connection` or something over it.
+    fn serve(&self, stream: impl Read + Write, connection: &TcpStream) -> std::io::Result<()> {
         let mut input = BufReader::new(stream);
-        let mut output = stream;
         while let Some(request) = Request::read(&mut input)? {
             if self.is_over.load(Ordering::Relaxed) {
                 break;
@@ -190,10 +229,11 @@ impl Shared {
             if let Some(reply) = &reply {
                 let mut bytes = Vec::new();
                 reply.write(&mut bytes, &date, is_head, most)?;
-                output.write_all(&bytes)?;
+                input.get_mut().write_all(&bytes)?;
+                input.get_mut().flush()?;
             }
             if reply.is_none_or(|reply| most < reply.body.len()) {
-                stream.shutdown(Shutdown::Both)?;
+                connection.shutdown(Shutdown::Both)?;
                 break;
             }
         }

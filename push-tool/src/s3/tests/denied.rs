@@ -103,3 +103,42 @@ fn a_full_store_is_full() {
     refuse(&server, Kind::Put, 1, 403, "QuotaExceeded");
     assert_eq!(put(&s3, "b", b"1").unwrap_err().kind, ErrorKind::Full);
 }
+
+#[test]
+fn a_certificate_of_ones_own_is_trusted_when_it_is_named_and_not_before() {
+    let server = Server::start_with_tls();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().write_all(crate::testing::server::AUTHORITY.as_bytes()).unwrap();
+    let path = file.path().to_str().unwrap();
+    for name in ["BACKUP_S3_CA_FILE", "AWS_CA_BUNDLE"] {
+        let access = server.access(&[(name, path)]);
+        let s3 = S3::open(server.bucket_name(), "backups", &access).unwrap();
+        put(&s3, name, &bytes((9 << 20) + 1)).unwrap();
+        assert!(read(&s3, name, None).unwrap() == bytes((9 << 20) + 1));
+    }
+    let before = server.total();
+    let error = open(&server).stat("a").unwrap_err();
+    assert!(!error.may_retry());
+    assert!(hint(error).contains("BACKUP_S3_CA_FILE"));
+    assert_eq!(server.total(), before);
+    file.as_file().set_len(0).unwrap();
+    let access = server.access(&[("BACKUP_S3_CA_FILE", path)]);
+    let error = S3::open(server.bucket_name(), "", &access).err().unwrap();
+    assert_eq!(classify(&error), Exit::Usage);
+}
+
+#[test]
+fn a_store_that_cannot_be_reached_is_no_destination() {
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let endpoint = format!("http://{port}");
+    let access = Server::start().access(&[("BACKUP_S3_ENDPOINT", &endpoint)]);
+    let error = S3::open("photos", "", &access).unwrap().stat("a").unwrap_err();
+    assert!(hint(error).contains("the store up"));
+    // One that speaks no TLS.
+    let server = Server::start();
+    let endpoint = server.variables()[0].1.replace("http:", "https:");
+    let access = server.access(&[("BACKUP_S3_ENDPOINT", &endpoint)]);
+    let error = S3::open("photos", "", &access).unwrap().stat("a").unwrap_err();
+    assert_eq!(classify(&error.into()), Exit::NoDestination);
+}
