@@ -58,3 +58,55 @@ fn is_inside(run: &Run, file: &Path) -> bool {
         .chain(run.archived.iter().map(host_path))
         .any(|area| std::fs::canonicalize(area).is_ok_and(|area| file.starts_with(area)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encrypt::Choice;
+    use bk_manifest::exit::classify;
+    use bk_manifest::manifest::Source;
+    use bk_manifest::progress::Silent;
+    use bk_manifest::stream::Format;
+
+    #[test]
+    fn secrets_in_clear_are_refused_unless_that_is_said() {
+        let source = |component: &str| Source {
+            component: component.into(),
+            kind: SourceKind::Stage,
+            root: HostPath(b"/stage".to_vec()),
+            prefix: HostPath::default(),
+            paths: Vec::new(),
+        };
+        let sources = ["config", "database", "globals"].map(source).to_vec();
+        let secrets = ["config", "globals"].map(str::to_owned).into();
+        let run = Run { sources, secrets, ..Run::default() };
+        let recipient = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj";
+        let all = format!("age:{recipient}");
+        let both = format!("config=age:{recipient} globals=age:{recipient}");
+        let one = format!("config=age:{recipient}");
+        for (refuses_plain_secrets, encrypt, is_fine) in [
+            (true, "", false),
+            (false, "", true),
+            (true, all.as_str(), true),
+            (true, both.as_str(), true),
+            (true, one.as_str(), false),
+        ] {
+            let options = Options {
+                full: false,
+                format: Format::Json,
+                encryption: Choice::new(&[encrypt.to_owned()], None).unwrap(),
+                refuses_plain_secrets,
+                identity: None,
+            };
+            match check(&run, &options, &Silent) {
+                Ok(()) => assert!(is_fine, "{encrypt}"),
+                Err(error) => {
+                    assert!(!is_fine, "{error:#}");
+                    assert_eq!(classify(&error), Exit::Usage);
+                    assert!(error.to_string().contains("globals"), "{error:#}");
+                    assert!(!error.to_string().contains("database"), "{error:#}");
+                }
+            }
+        }
+    }
+}

@@ -52,10 +52,14 @@ impl Tree {
     }
 
     fn push(&self, id: &str, memory: &Arc<Memory>) -> anyhow::Result<Exit> {
+        self.push_as(id, memory, Choice::default())
+    }
+
+    fn push_as(&self, id: &str, memory: &Arc<Memory>, encryption: Choice) -> anyhow::Result<Exit> {
         let options = Options {
             full: false,
             format: Format::Json,
-            encryption: Choice::default(),
+            encryption,
             refuses_plain_secrets: false,
             identity: None,
         };
@@ -117,6 +121,39 @@ fn the_next_push_builds_on_what_a_dead_one_stored() {
     let volumes: Vec<String> =
         memory.names().into_iter().filter(|name| name.ends_with(".tar.zst")).collect();
     assert_eq!(volumes, ["2026/05/01/b0/files/000001.tar.zst"]);
+}
+
+/// For a key that nobody has.
+fn for_somebody() -> Choice {
+    let recipient = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj";
+    Choice::new(&[format!("age:{recipient}")], None).unwrap()
+}
+
+#[test]
+fn the_next_push_knows_how_a_dead_one_encrypted() {
+    let tree = Tree::new(b"content");
+    for (dead, next) in [
+        (for_somebody(), for_somebody()),
+        (Choice::default(), for_somebody()),
+        (for_somebody(), Choice::default()),
+    ] {
+        let memory = memory();
+        memory.die_after(Some(4));
+        tree.push_as("b0", &memory, dead.clone()).unwrap_err();
+        memory.die_after(None);
+        tree.push_as("b1", &memory, next.clone()).unwrap();
+        assert_whole(&memory, 1);
+        let catalog = Catalog::read(&*memory).unwrap();
+        let (_, trailer) = crate::catalog::reread(&*memory, &catalog.backups[0]).unwrap();
+        let record = &trailer.objects().unwrap()[0];
+        let (was_sealed, is_sealed) = (dead.of("files").is_some(), next.of("files").is_some());
+        // What lies there in clear is not taken over by one that encrypts.
+        let is_taken_over = was_sealed || !is_sealed;
+        assert_eq!(record.backup.as_deref(), is_taken_over.then_some("b0"));
+        let sealed = if is_taken_over { was_sealed } else { is_sealed };
+        assert_eq!(record.encryption.as_deref(), sealed.then_some("age"));
+        assert_eq!(record.object.contains(".age"), sealed);
+    }
 }
 
 #[test]
