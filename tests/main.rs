@@ -7,6 +7,7 @@ mod deployment;
 mod durability;
 mod encryption;
 mod encryption_faults;
+mod gateway;
 mod harness;
 mod help;
 mod interrupt;
