@@ -78,6 +78,38 @@ on_sheet() { sed -nE 's/^#   (.*)/\1/p' recovery.env | sed 's/   .*//' | grep -e
   diff first <(sed 1d <<<"${output}")
 }
 
+@test "both destinations hold the backup, each by its own rules, and each restores it" {
+  bk-push init --to copies --grace 0s
+  printf 'BACKUP_%s\n' "COPY_DESTINATION_PATH=${PWD}/copies" KEEP_LAST=1 COPY_KEEP_LAST=2 >>app/app.env
+  local index
+  for index in 1 2 3; do
+    printf 'x\n' >"app/files/${index}"
+    backup
+    [[ ${status} == 0 && -z ${stderr} && ${lines[-1]} == *"; kept 1, "*"; copied to ${PWD}/copies, kept "* ]]
+  done
+  [[ $(count_backups) == 1 && $(find copies -name manifest.json | wc -l) == 2 ]]
+  cp app/app.env here.env
+  rm -r app dest
+  run -0 "${scripts}/restore.sh" --env-file here.env --copy
+  [[ ${output} == *backup-*backup-* ]]
+  run -0 "${scripts}/restore.sh" --env-file here.env --copy latest --confirm app --secrets no
+  [[ $(<app/files/two) == two && $(<app/files/1) == x && $(<app/files/3) == x && $(sqlite3 app/app.db 'SELECT sum(a) FROM t') == 3 ]]
+}
+
+@test "a second destination that is not there is 3, and the next run catches up" {
+  printf 'BACKUP_%s\n' "COPY_DESTINATION_PATH=${PWD}/copies" >>app/app.env
+  backup
+  [[ ${status} == 3 && ${stderr} == *"the copy at ${PWD}/copies was not made: bk-push copy ended with 10"* && ! -e copies ]]
+  [[ $(count_backups) == 1 ]]
+  bk-push init --to copies
+  backup
+  [[ ${status} == 0 ]]
+  # The copy stands alone.
+  rm -r dest app/files
+  run -0 "${scripts}/restore.sh" --env-file app/app.env latest --copy --confirm app --secrets no
+  [[ $(<app/files/two) == two ]]
+}
+
 @test "what was lost and what was changed comes back; what is replaced is put aside; strangers stay" {
   backup
   rm -r app/files/events
