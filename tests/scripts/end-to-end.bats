@@ -69,6 +69,28 @@ on_sheet() { sed -nE 's/^#   (.*)/\1/p' recovery.env | sed 's/   .*//' | grep -e
   [[ $(<restored/two) == two && -e restored/.bk/database/app.db.zst ]]
 }
 
+@test "encrypted backups come back with the recovery sheet and the private key, by the scripts and by hand" {
+  age-keygen -o key.txt 2>recipient
+  printf 'BACKUP_ENCRYPT=age:%s\n' "$(sed 's/.*: //' recipient)" >>app/app.env
+  backup
+  [[ ${status} == 0 && -z ${stderr} ]]
+  [[ -z $(find dest -name '*.zst') && -n $(find dest -name '*.zst.age') ]]
+  run -0 "${scripts}/backup.sh" --env-file app/app.env
+  [[ ${output} == *'(incremental)'*'; stored 0 B' ]]
+  run -0 bk-manifest settings --env-file app/app.env --sheet
+  keep_sheet_alone "${output}"
+  [[ $(<recovery.env) == *"#   $(sed 's/.*: /age:/' ../recipient)"* ]]
+  run -0 bash -c "$(on_sheet newest | sed 's/KEYFILE/..\/key.txt/')"
+  [[ $(<restored/two) == two && -e restored/.bk/database/app.db.zst ]]
+  run "${scripts}/restore.sh" --env-file recovery.env latest --confirm app --secrets yes
+  [[ ${status} == 12 && ! -e files ]]
+  mv ../key.txt .
+  sed -i "s|^BACKUP_IDENTITY_FILE=|&${PWD}/key.txt|" recovery.env
+  run -0 "${scripts}/restore.sh" --env-file recovery.env latest --dry-run
+  run -0 "${scripts}/restore.sh" --env-file recovery.env latest --confirm app --secrets yes
+  [[ $(<files/events/one) == one && $(<secrets/key) == key && $(sqlite3 app.db 'SELECT sum(a) FROM t') == 3 ]]
+}
+
 @test "the recovery sheet is printed again at any time, and has no secret" {
   printf 'PGPASSWORD=hush\n' >>app/app.env
   backup
