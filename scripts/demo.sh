@@ -66,7 +66,8 @@ main() {
 
   echo "1. An application: a SQLite database of 10,000 rows; $(find app/files -printf . | wc -c || true) files and folders, some with awkward names; a secret key."
   bk-push init --to backups --grace 0s
-  echo '2. Its first backup:' && "${here}/backup.sh" --env-file demo.env
+  echo '2. Its first backup; it also prints a recovery sheet, to keep elsewhere:'
+  "${here}/backup.sh" --env-file demo.env | sed -n '1p;$p'
   echo '3. The application goes on: rows and files are added, edited, renamed, copied, deleted, linked, made read-only.'
   change_application
   describe >before
