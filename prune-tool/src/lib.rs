@@ -21,6 +21,10 @@ pub mod survey;
 pub mod undelete;
 
 #[cfg(test)]
+mod interleaved;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod turns;
