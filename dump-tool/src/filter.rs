@@ -267,6 +267,7 @@ fn source(component: &str, staging: &Staging, folder: &RelPath) -> Source {
         root: host_path(staging.folder()),
         prefix: HostPath(folder.as_bytes().to_vec()),
         paths: Vec::new(),
+        access: None,
     }
 }
 

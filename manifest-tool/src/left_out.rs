@@ -27,6 +27,9 @@ pub enum Reason {
     Socket,
     /// Above the size limit.
     TooLarge,
+    /// A bucket's key that can be no path: an empty part, `.` or `..` in it, or that of an object
+    /// which would have to be a folder too.
+    Unnameable,
     /// Could not be opened or read.
     Unreadable,
     /// Was listed, then gone.
@@ -36,7 +39,7 @@ pub enum Reason {
 impl Reason {
     /// Whether it is a fault (exit code 3) rather than a rule that was followed.
     pub fn is_fault(self) -> bool {
-        matches!(self, Reason::ChangedWhileRead | Reason::Unreadable)
+        matches!(self, Reason::ChangedWhileRead | Reason::Unnameable | Reason::Unreadable)
     }
 }
 
@@ -74,14 +77,19 @@ pub enum Name {
 impl LeftOut {
     /// Counts a path, and keeps its name while there is room.
     pub fn add(&mut self, reason: Reason, path: &RelPath) {
+        self.add_name(reason, path.as_bytes());
+    }
+
+    /// Counts what has a name that can be no path.
+    pub fn add_name(&mut self, reason: Reason, name: &[u8]) {
         let has_room =
             self.groups.values().map(|group| group.names.len()).sum::<usize>() < NAMES_LIMIT;
         let group = self.groups.entry(reason).or_default();
         group.count += 1;
         if has_room {
-            group.names.push(match path.as_text() {
+            group.names.push(match path::plain_text(name) {
                 Some(text) => Name::Path(text.to_owned()),
-                None => Name::PathB64(path::to_base64(path.as_bytes())),
+                None => Name::PathB64(path::to_base64(name)),
             });
         }
     }

@@ -153,6 +153,8 @@ pub enum Status {
     Complete,
     /// Something was unreadable or changed while it was read; `left_out` says what.
     Partial,
+    /// Not backed up, as configured: `reason` says why. Neither data nor a fault.
+    Skipped,
 }
 
 /// A stored file that the backup needs.

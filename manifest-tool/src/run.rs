@@ -44,14 +44,14 @@ pub struct ParentFile {
     pub file: String,
 }
 
-/// A place on this host that entries come from.
+/// A place that entries come from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
     /// The component.
     pub component: String,
     /// What it is.
     pub kind: SourceKind,
-    /// Absolute path of the folder, as [`HostPath`] writes it.
+    /// Absolute path of the folder, as [`HostPath`] writes it; for a bucket its `s3://` name.
     pub root: HostPath,
     /// What stands before the paths below the root; empty for none.
     #[serde(default)]
@@ -59,6 +59,9 @@ pub struct Source {
     /// The paths below the root that were asked for; none: all of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<HostPath>,
+    /// How the variables begin that say how a bucket is reached; never what they hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<String>,
 }
 
 impl Source {
@@ -91,6 +94,8 @@ pub enum SourceKind {
     Tree,
     /// Files that a dump step made for this run: push removes them once stored.
     Stage,
+    /// A listed bucket: stays where it is.
+    Bucket,
 }
 
 /// Bytes of a path of this host inside JSON: text, or `base64:` and the bytes.

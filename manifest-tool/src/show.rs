@@ -210,16 +210,20 @@ fn status(status: Status) -> &'static str {
     match status {
         Status::Complete => "complete",
         Status::Partial => "partial",
+        Status::Skipped => "skipped",
     }
 }
 
 /// What a component's record says that a person wants to see at once.
 fn remark(component: &Component) -> String {
+    let text = |name: &str| component.extra.get(name).and_then(Value::as_str);
     let tables = component.extra.get("tables").and_then(Value::as_array);
     let tables = tables.map(|tables| format!("  {} tables", tables.len()));
-    let encryption = component.extra.get("encryption").and_then(Value::as_str);
-    let encryption = encryption.map(|how| format!("  encrypted: {}", escape(how.as_bytes())));
-    [tables, encryption].into_iter().flatten().collect()
+    let encryption =
+        text("encryption").map(|how| format!("  encrypted: {}", escape(how.as_bytes())));
+    let reason = (component.status == Status::Skipped)
+        .then(|| format!("  {}", escape(text("reason").unwrap_or("no reason given").as_bytes())));
+    [tables, encryption, reason].into_iter().flatten().collect()
 }
 
 impl Kinds {

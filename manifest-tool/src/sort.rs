@@ -144,6 +144,23 @@ impl Iterator for Sorted {
     }
 }
 
+/// A record that is sorted by `key`, which holds no two zero bytes in a row and does not end with
+/// one: as [`crate::path::RelPath::sort_key`]. The key's length leads back.
+pub fn pair(key: &[u8], rest: &[u8]) -> Vec<u8> {
+    let mut record = key.to_vec();
+    record.extend_from_slice(&[0, 0]);
+    record.extend_from_slice(rest);
+    record.extend_from_slice(&u32::try_from(key.len()).unwrap_or(u32::MAX).to_be_bytes());
+    record
+}
+
+/// Key and rest of a [`pair`].
+pub fn unpair(record: &[u8]) -> (&[u8], &[u8]) {
+    let (body, length) = record.split_at(record.len().saturating_sub(4));
+    let length = length.iter().fold(0, |n, byte| n << 8 | usize::from(*byte)).min(body.len());
+    (&body[..length], body.get(length + 2..).unwrap_or(&[]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

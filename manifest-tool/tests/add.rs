@@ -210,7 +210,7 @@ fn a_second_tree_is_merged_in_and_one_that_meets_the_first_is_refused() {
     assert_eq!(listed.text().lines().next(), Some("p/q"));
     assert_eq!(listed.text().lines().count(), 7 - 1);
     for flags in [&["sub/grown"][..], &[], &["--as", "sub"], &["sub", "--component", "third"]] {
-        let ran = add(&fixture, &first, flags).failure(2, "paths of this tree meet");
+        let ran = add(&fixture, &first, flags).failure(2, "paths of this source meet");
         assert!(Document::read(&ran.stdout[..]).is_err());
     }
     add(&fixture, &new, &["--as", ".bk/x"]).failure(2, "a name that bk keeps for itself");

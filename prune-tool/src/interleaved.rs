@@ -13,17 +13,24 @@ use std::thread::Scope;
 use std::time::Duration;
 
 use bk_manifest::entry::Entry;
+use bk_manifest::exit::Exit;
 use bk_manifest::manifest::{
     Application, Backup, Header, HostPath, ParentFile, Run, Source, SourceKind, Trailer,
 };
 use bk_manifest::path::RelPath;
 use bk_manifest::progress::Silent;
+use bk_manifest::select::Selection;
+use bk_manifest::spool::Document;
 use bk_manifest::stream::{Format, Reader, Writer};
 use bk_manifest::time::Time;
+use bk_push::bucket::Connect;
 use bk_push::catalog::{Catalog, Folders};
 use bk_push::destination::{Destination, ErrorKind};
+use bk_push::fetch;
+use bk_push::identity::Identities;
+use bk_push::memory::store_on;
 use bk_push::store::{Marker, Store};
-use bk_push::{partial, place, read};
+use bk_push::{partial, place};
 
 use crate::prune::prune;
 use crate::rules::Rules;
@@ -266,6 +273,25 @@ impl Round<'_, '_> {
         entries
     }
 
+    /// The files of a backup as they come back.
+    fn fetch(&self, manifest: &str) -> Tree {
+        let target = tempfile::tempdir().unwrap();
+        let options = fetch::Options {
+            target: target.path().to_owned(),
+            selection: Selection::new::<&str>(&[], &[]).unwrap(),
+            occupied: fetch::Occupied::Refuse,
+            is_dry: false,
+            identities: Identities::default(),
+            temporary: std::env::temp_dir(),
+            now: Time::now(),
+        };
+        let mut document = Document::read(self.memory.read(manifest, None).unwrap()).unwrap();
+        let exit = fetch::fetch(&mut document, &store_on(&self.memory, GRACE), &options, &Silent);
+        assert_eq!(exit.unwrap(), Exit::Done);
+        let content = |path: &String| std::fs::read(target.path().join(path)).unwrap();
+        names(target.path()).map(|path| (path.clone(), content(&path))).collect()
+    }
+
     /// Every backup that is listed holds the files that its push was given.
     fn check_restores(&self) {
         let is_whole = |name: &&String| place::is_manifest(name) && self.is_answered_for(name);
@@ -273,14 +299,7 @@ impl Round<'_, '_> {
         let pushes = self.pushes.lock().unwrap();
         for manifest in &listed {
             let id = id_of(manifest);
-            let mut restored = Tree::new();
-            for (object, entry) in self.entries(manifest) {
-                let mut content = Vec::new();
-                let stored = read::open(&*self.memory, &object, entry.at.as_ref()).unwrap();
-                stored.take(entry.size.unwrap()).read_to_end(&mut content).unwrap();
-                restored.insert(entry.path.to_string(), content);
-            }
-            assert_eq!(restored, pushes[id].tree, "{id}");
+            assert_eq!(self.fetch(manifest), pushes[id].tree, "{id}");
         }
         let has_pushed = pushes.values().any(|push| push.is_done == Some(true));
         assert!(!has_pushed || !listed.is_empty(), "no backup is left");
@@ -294,6 +313,12 @@ impl Drop for Round<'_, '_> {
             self.turns.kill(run);
         }
     }
+}
+
+/// The names of the files in a folder, but for bk's own.
+fn names(folder: &Path) -> impl Iterator<Item = String> {
+    let names = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name());
+    names.map(|name| name.into_string().unwrap()).filter(|name| name != place::OWN_FOLDER)
 }
 
 /// The id of the backup that a manifest is of.
@@ -314,6 +339,7 @@ fn push(turn: &Turn, backup: &Backup, tree: &Tree, keeps_places: bool) -> anyhow
         root: HostPath(folder.path().as_os_str().as_bytes().to_vec()),
         prefix: HostPath::default(),
         paths: Vec::new(),
+        access: None,
     };
     let run = Run { sources: vec![source], parent, ..Run::default() };
     let application = Application { name: "app".into(), version: None };
@@ -334,8 +360,10 @@ fn push(turn: &Turn, backup: &Backup, tree: &Tree, keeps_places: bool) -> anyhow
     let (document, _) = writer.end(Trailer::default())?;
     let marker = Marker { id: "memory".into(), grace_seconds: GRACE.as_secs() };
     let store = Store { destination: Box::new(turn.clone()), marker };
-    let options = bk_push::push::Options { full: false, format: Format::Json };
-    bk_push::push::push(Reader::new(&document[..])?, std::io::sink(), &store, options, &Silent)?;
+    let options = bk_push::push::Options::default();
+    let none: Connect<'_> = &|_, _| anyhow::bail!("no buckets here");
+    let document = Reader::new(&document[..])?;
+    bk_push::push::push(document, std::io::sink(), &store, &options, none, &Silent)?;
     Ok(())
 }
 

@@ -36,7 +36,8 @@ impl Backup {
 impl From<&BackupInfo> for Backup {
     fn from(info: &BackupInfo) -> Self {
         let mut components = BTreeMap::new();
-        for component in &info.components {
+        // One that was skipped is not in the backup: an earlier backup that has it stays for it.
+        for component in info.components.iter().filter(|one| one.status != Status::Skipped) {
             let is_complete = component.status == Status::Complete;
             *components.entry(component.name.clone()).or_insert(true) &= is_complete;
         }

@@ -70,9 +70,9 @@ impl BackupInfo {
         place::parent(&self.manifest.name)
     }
 
-    /// Whether all its components are complete.
+    /// Whether all its components are complete, but for those that were to be skipped.
     pub fn is_complete(&self) -> bool {
-        self.components.iter().all(|component| component.status == Status::Complete)
+        self.components.iter().all(|component| component.status != Status::Partial)
     }
 }
 

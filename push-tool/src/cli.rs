@@ -16,6 +16,7 @@ use bk_manifest::time::Time;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::access::{self, Access};
+use crate::bucket::{self, Bucket, add};
 use crate::catalog::{BackupInfo, Catalog};
 use crate::destination::{self, Created, Destination, ErrorKind};
 use crate::encrypt::Choice;
@@ -52,6 +53,8 @@ enum Command {
     Fetch(FetchArgs),
     /// Copy the backup of the manifest on standard input to another destination
     Copy(CopyArgs),
+    /// Add the objects of an application's own bucket to the manifest
+    Add(AddArgs),
 }
 
 /// How a destination off this machine is reached.
@@ -248,6 +251,24 @@ impl CopyArgs {
     }
 }
 
+#[derive(Debug, clap::Args)]
+struct AddArgs {
+    /// Bucket to list: `s3://BUCKET/PREFIX`
+    #[arg(long, value_name = "BUCKET")]
+    bucket: String,
+    #[command(flatten)]
+    access: AccessArgs,
+    /// Name of the component, put before every key too
+    #[arg(long = "as", value_name = "NAME")]
+    component: String,
+    /// Take no object as unchanged: have all of them read again
+    #[arg(long)]
+    rehash: bool,
+    /// Record only that the bucket is not backed up, and why; nothing connects to it
+    #[arg(long, value_name = "REASON", conflicts_with = "rehash")]
+    skip: Option<String>,
+}
+
 /// The part of the arguments that the shell needs.
 pub fn verbosity(args: &Args) -> &Verbosity {
     &args.verbosity
@@ -265,6 +286,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<Exit> {
         Some(Command::Manifest(args)) => manifest(args, console),
         Some(Command::Fetch(args)) => run_fetch(args, console),
         Some(Command::Copy(args)) => run_copy(args, console),
+        Some(Command::Add(args)) => run_add(args, console),
     }
 }
 
@@ -308,7 +330,31 @@ fn run_push(args: &PushArgs, console: &Console) -> anyhow::Result<Exit> {
     let input = console.input("bk-manifest new … | bk-manifest add … | bk-push --to DEST")?;
     let reader = Reader::new(input)?;
     let store = Store::open(to, &access)?;
-    push::push(reader, console.output(), &store, &options, console)
+    push::push(reader, console.output(), &store, &options, &connect, console)
+}
+
+/// Opens a bucket that variables with this prefix say how to reach.
+fn connect(name: &str, prefix: &str) -> anyhow::Result<Box<dyn Bucket>> {
+    bucket::open(name, &Access::new(prefix, std::env::vars_os()))
+}
+
+fn run_add(args: &AddArgs, console: &Console) -> anyhow::Result<Exit> {
+    let input = console.input(
+        "bk-manifest new … | bk-push add --bucket s3://BUCKET --as NAME | bk-push --to DEST",
+    )?;
+    let reader = Reader::new(input)?;
+    bucket::check_name(&args.bucket)?;
+    if let Some(reason) = &args.skip {
+        return add::skip(reader, console.output(), &args.component, &args.bucket, reason);
+    }
+    let options = add::Options {
+        component: &args.component,
+        name: &args.bucket,
+        access: &args.access.access,
+        rehash: args.rehash,
+    };
+    let bucket = connect(options.name, options.access)?;
+    add::add(reader, console.output(), &*bucket, &options, console)
 }
 
 fn init(args: &InitArgs, console: &Console) -> anyhow::Result<Exit> {

@@ -53,10 +53,15 @@ fn describe(
     writeln!(text, "\nComponents:")?;
     for component in trailer.components()? {
         let number = |name: &str| component.extra.get(name).and_then(serde_json::Value::as_u64);
-        let encryption = component.extra.get("encryption").and_then(serde_json::Value::as_str);
-        let encryption = encryption.map(|how| format!(", encrypted: {}", line(how)));
+        let text_of = |name: &str| component.extra.get(name).and_then(serde_json::Value::as_str);
+        let encryption = text_of("encryption").map(|how| format!(", encrypted: {}", line(how)));
         let encryption = encryption.unwrap_or_default();
-        let status = if component.status == Status::Partial { ", PARTIAL" } else { "" };
+        let reason = text_of("reason").unwrap_or("no reason given");
+        let status = match component.status {
+            Status::Complete => String::new(),
+            Status::Partial => ", PARTIAL".into(),
+            Status::Skipped => format!(", SKIPPED: {}", line(reason)),
+        };
         writeln!(
             text,
             "  {:<16} {:<12} {:>10} in {} entries{status}{encryption}",

@@ -1,7 +1,7 @@
 //! Hard links: each repeats checksum and place of its first path, which may be any distance away.
 
 use bk_manifest::entry::{Entry, Kind};
-use bk_manifest::sort::Sorter;
+use bk_manifest::sort::{Sorter, pair, unpair};
 use bk_manifest::spool::{Entries, Spool};
 
 /// Memory for hard links on their way; more goes through temporary files.
@@ -84,22 +84,6 @@ fn repeat(link: &mut Entry, first: &Entry) {
     (link.mode, link.owner) = (first.mode, first.owner);
     (link.mtime, link.ctime, link.inode) = (first.mtime, first.ctime, first.inode);
     link.size = first.size;
-}
-
-/// Two byte strings, sorted by the first one: no path's key holds two zero bytes in a row. Its length
-/// leads back.
-fn pair(first: &[u8], second: &[u8]) -> Vec<u8> {
-    let mut record = first.to_vec();
-    record.extend_from_slice(&[0, 0]);
-    record.extend_from_slice(second);
-    record.extend_from_slice(&u32::try_from(first.len()).unwrap_or(u32::MAX).to_be_bytes());
-    record
-}
-
-fn unpair(record: &[u8]) -> (&[u8], &[u8]) {
-    let (rest, length) = record.split_at(record.len().saturating_sub(4));
-    let length = length.iter().fold(0, |n, byte| n << 8 | usize::from(*byte)).min(rest.len());
-    (&rest[..length], rest.get(length + 2..).unwrap_or(&[]))
 }
 
 #[cfg(test)]

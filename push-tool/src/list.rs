@@ -77,7 +77,7 @@ impl<'a> Listed<'a> {
     fn state(&self) -> &'static str {
         match (self.is_marked, self.status) {
             (true, _) => "marked",
-            (false, Some(Status::Complete)) => "complete",
+            (false, Some(Status::Complete | Status::Skipped)) => "complete",
             (false, Some(Status::Partial)) => "partial",
             (false, None) => "foreign",
         }
@@ -87,6 +87,7 @@ impl<'a> Listed<'a> {
         let name = |component: &Component| match component.status {
             Status::Complete => component.name.clone(),
             Status::Partial => format!("{} (partial)", component.name),
+            Status::Skipped => format!("{} (skipped)", component.name),
         };
         self.components.iter().map(name).collect::<Vec<_>>().join(", ")
     }

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context;
-use bk_manifest::beneath::{Cursor, Root};
 use bk_manifest::digest::Digest;
 use bk_manifest::entry::{At, Entry, Kind};
 use bk_manifest::exit::{Exit, Failure};
@@ -26,7 +25,8 @@ use rayon::slice::ParallelSliceMut;
 
 use crate::encrypt::{Choice, Cipher};
 use crate::known::{KnownContent, Usable, refer};
-use crate::source::{Located, NotTaken, SmallFile, Sources, read_small};
+use crate::source::file::{NotTaken, Opener, SmallFile};
+use crate::source::{Located, Place, Sources};
 use crate::upload::Uploader;
 use crate::volume::{self, FRAME_BYTES, Frame, SeekTable, VOLUME_BYTES, VOLUME_ENTRIES};
 
@@ -293,7 +293,12 @@ impl<'a> Packer<'a> {
         self.wave_bytes = 0;
         let sources = self.tools.sources;
         let room = AtomicU64::new(WAVE_BYTES * rayon::current_num_threads() as u64);
-        wave.par_chunks_mut(READ_RUN).for_each(|items| read_items(sources, items, &room));
+        wave.par_chunks_mut(READ_RUN)
+            .for_each(|items| read_items(sources, items, &room, is_folder));
+        sources.read_objects(|| {
+            wave.par_chunks_mut(1).for_each(|items| read_items(sources, items, &room, is_bucket));
+        });
+        sources.check()?;
         let frames = self.tell_apart(&mut wave)?;
         let items = &wave;
         let compressed: Vec<(Frame, Vec<u64>)> = frames
@@ -509,18 +514,24 @@ fn locate<'a>(sources: &'a Sources, entry: &Entry) -> anyhow::Result<Located<'a>
     sources.locate(entry).with_context(|| format!("no source of this run holds '{}'", entry.path))
 }
 
-/// Reads the files of neighbouring items; `room` is how much more than listed they may be together.
-fn read_items(sources: &Sources, items: &mut [Item], room: &AtomicU64) {
-    let mut cursor: Option<(&Root, Cursor<'_>)> = None;
+fn is_folder(place: &Place) -> bool {
+    matches!(place, Place::Folder(_))
+}
+
+fn is_bucket(place: &Place) -> bool {
+    matches!(place, Place::Bucket(_))
+}
+
+/// Reads the content of neighbouring items, if it is where `is_due` says; `room` is how much more than
+/// listed they may be together.
+fn read_items(sources: &Sources, items: &mut [Item], room: &AtomicU64, is_due: fn(&Place) -> bool) {
+    let mut opener = Opener::default();
     for item in items {
         if !matches!(item.fate, Fate::Unread) || bk_manifest::signal::caught().is_some() {
             continue;
         }
-        let Some(located) = sources.locate(&item.entry) else { continue };
-        if !cursor.as_ref().is_some_and(|(root, _)| std::ptr::eq(*root, located.root)) {
-            cursor = Some((located.root, Cursor::new(located.root)));
-        }
-        let Some((_, cursor)) = &mut cursor else { continue };
+        let located = sources.locate(&item.entry).filter(|located| is_due(located.place));
+        let Some(located) = located else { continue };
         let listed = item.entry.size.unwrap_or(0);
         let may_hold = |size: u64| {
             let more = size.saturating_sub(listed);
@@ -528,7 +539,7 @@ fn read_items(sources: &Sources, items: &mut [Item], room: &AtomicU64) {
             size < LARGE_BYTES
                 && room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
         };
-        item.fate = match read_small(&located, cursor, &mut item.entry, &may_hold) {
+        item.fate = match opener.read_small(&located, &mut item.entry, &may_hold) {
             Ok(Some(file)) => Fate::Read(file),
             Ok(None) => Fate::Grown,
             Err(why) => Fate::NotTaken(why),

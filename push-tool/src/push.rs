@@ -19,6 +19,7 @@ use bk_manifest::time::Time;
 use serde_json::{Value, json};
 
 use crate::base::{Base, present};
+use crate::bucket::Connect;
 use crate::catalog::NeededObject;
 use crate::destination::Destination;
 use crate::encrypt::Choice;
@@ -34,7 +35,7 @@ use crate::{commit, describe, links, mark, place, secrets};
 const PASSES: usize = 4;
 
 /// How a backup is pushed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Store everything, whatever the parent has.
     pub full: bool,
@@ -50,6 +51,8 @@ pub struct Options {
 
 /// Reads a document, stores what it lists, commits it, and writes the document as it was stored.
 ///
+/// `connect` opens the buckets that the document's entries come from.
+///
 /// # Errors
 /// A malformed document, a destination that is busy, gone or full: no backup exists then, and
 /// earlier ones are as they were.
@@ -58,6 +61,7 @@ pub fn push(
     output: impl Write,
     store: &Store,
     options: &Options,
+    connect: Connect<'_>,
     progress: &dyn Progress,
 ) -> anyhow::Result<Exit> {
     let destination = &*store.destination;
@@ -89,7 +93,7 @@ pub fn push(
         Begun { id: backup.id.clone(), series: header.series()?, folder: folder.clone(), host };
     let partial = PartialWriter::begin(destination, &begun, store.grace())?;
     let mut push = Push {
-        sources: Sources::open(&run)?,
+        sources: Sources::open(&run, connect)?,
         encryption: &options.encryption,
         base,
         known,

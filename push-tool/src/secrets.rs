@@ -76,6 +76,7 @@ mod tests {
             root: HostPath(b"/stage".to_vec()),
             prefix: HostPath::default(),
             paths: Vec::new(),
+            access: None,
         };
         let sources = ["config", "database", "globals"].map(source).to_vec();
         let secrets = ["config", "globals"].map(str::to_owned).into();

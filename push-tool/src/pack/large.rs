@@ -2,15 +2,13 @@
 
 use std::io::{self, Read};
 
-use bk_manifest::beneath::Cursor;
 use bk_manifest::digest::{Digest, Hasher};
 use bk_manifest::entry::{At, Entry};
-use bk_manifest::left_out::Reason;
 use rayon::iter::ParallelIterator;
 use rayon::slice::ParallelSlice;
 
 use super::{Packer, VOLUME_BYTES, locate};
-use crate::source::{NotTaken, OpenFile, hash};
+use crate::source::file::{NotTaken, OpenFile, Opener};
 use crate::volume::{self, FRAME_BYTES};
 
 impl Packer<'_> {
@@ -21,16 +19,17 @@ impl Packer<'_> {
         let mut tries = 0;
         loop {
             tries += 1;
-            let open = match OpenFile::open(&located, &mut Cursor::new(located.root)) {
+            let mut open = match Opener::default().open(&located, &entry) {
                 Ok(open) => open,
                 Err(why) => {
+                    sources.check()?;
                     self.leave_out(&entry, &why);
                     return Ok(());
                 }
             };
             open.describe(&mut entry);
             if self.known.may_know_size(open.size())? {
-                let (digest, size) = hash(&open.file)?;
+                let (digest, size) = open.hash()?;
                 if open.is_unchanged()?
                     && let Some(at) = self.find_known(&digest, size, &entry)?
                 {
@@ -42,15 +41,14 @@ impl Packer<'_> {
                     return Ok(());
                 }
             }
-            let streamed = self.stream(&open, &entry)?;
+            let streamed = self.stream(&mut open, &entry)?;
             let is_unchanged = streamed.error.is_none() && open.is_unchanged().unwrap_or(false);
             if !is_unchanged && tries == 1 {
                 continue;
             }
             if let Some(error) = streamed.error {
-                let is_short = error.kind() == io::ErrorKind::UnexpectedEof;
-                let reason = if is_short { Reason::ChangedWhileRead } else { Reason::Unreadable };
-                self.leave_out(&entry, &NotTaken { reason, error });
+                sources.check()?;
+                self.leave_out(&entry, &NotTaken::from(error));
                 return Ok(());
             }
             if !is_unchanged {
@@ -72,7 +70,7 @@ impl Packer<'_> {
 
     /// Streams a member into the volume. Whatever happens to the file, the tar stays a tar: what is
     /// missing of the announced size is filled with zeros, and no entry refers to them.
-    fn stream(&mut self, open: &OpenFile, entry: &Entry) -> anyhow::Result<Streamed> {
+    fn stream(&mut self, open: &mut OpenFile<'_>, entry: &Entry) -> anyhow::Result<Streamed> {
         let size = open.size();
         let header = volume::header(entry, size)?;
         if size > VOLUME_BYTES {
@@ -84,7 +82,7 @@ impl Packer<'_> {
         let skip = header.len() as u64;
         let chunk_bytes = FRAME_BYTES * rayon::current_num_threads().clamp(2, 16);
         let mut hasher = Hasher::default();
-        let mut source = Remaining { file: &open.file, left: size, error: None };
+        let mut source = Remaining { file: open, left: size, error: None };
         let (mut chunk, mut start) = (header, skip);
         source.read(&mut chunk, chunk_bytes);
         loop {
@@ -144,19 +142,19 @@ struct Streamed {
 }
 
 /// The announced bytes of a file; after an error they are zeros.
-struct Remaining<'a> {
-    file: &'a std::fs::File,
+struct Remaining<'a, 'f> {
+    file: &'a mut OpenFile<'f>,
     left: u64,
     error: Option<io::Error>,
 }
 
-impl Remaining<'_> {
+impl Remaining<'_, '_> {
     /// Appends up to `length` bytes to `chunk`, fewer only at the announced end.
     fn read(&mut self, chunk: &mut Vec<u8>, length: usize) {
         let due = usize::try_from(self.left.min(length as u64)).unwrap_or(length);
         let filled = chunk.len() + due;
         if self.error.is_none() {
-            match self.file.take(due as u64).read_to_end(chunk) {
+            match (&mut *self.file).take(due as u64).read_to_end(chunk) {
                 Ok(_) if chunk.len() < filled => {
                     self.error =
                         Some(io::Error::new(io::ErrorKind::UnexpectedEof, "became shorter"));

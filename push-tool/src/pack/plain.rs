@@ -2,7 +2,6 @@
 
 use std::io::{self, Read};
 
-use bk_manifest::beneath::Cursor;
 use bk_manifest::digest::Hasher;
 use bk_manifest::entry::{At, Entry};
 use bk_manifest::exit::{Exit, fail};
@@ -10,7 +9,7 @@ use bk_manifest::spool::Spool;
 
 use super::{Packer, locate};
 use crate::place;
-use crate::source::OpenFile;
+use crate::source::file::Opener;
 use crate::volume::FRAME_BYTES;
 
 impl Packer<'_> {
@@ -29,8 +28,8 @@ impl Packer<'_> {
             let message = format!("cannot read the staged '{}': {error}", entry.path);
             fail(Exit::Failed, message)
         };
-        let mut open = OpenFile::open(&located, &mut Cursor::new(located.root))
-            .map_err(|why| unreadable(why.error))?;
+        let mut open =
+            Opener::default().open(&located, &entry).map_err(|why| unreadable(why.error))?;
         let cipher = self.tools.encryption.of(entry.component());
         let mut object = plain_object(&entry);
         if let Some(cipher) = cipher {
@@ -46,10 +45,8 @@ impl Packer<'_> {
         loop {
             bk_manifest::signal::check()?;
             let mut chunk = Vec::with_capacity(FRAME_BYTES);
-            let read = (&mut open.file)
-                .take(FRAME_BYTES as u64)
-                .read_to_end(&mut chunk)
-                .map_err(unreadable)?;
+            let read =
+                (&mut open).take(FRAME_BYTES as u64).read_to_end(&mut chunk).map_err(unreadable)?;
             if read == 0 {
                 break;
             }

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::access::Access;
+use crate::bucket::Connect;
 use crate::catalog::Catalog;
-use crate::encrypt::Choice;
 use crate::fetch;
 use crate::identity::Identities;
 use crate::push::{self, push};
@@ -33,6 +33,7 @@ fn document(root: &Path, id: &str, files: u32) -> Vec<u8> {
         root: HostPath(root.as_os_str().as_bytes().to_vec()),
         prefix: HostPath::default(),
         paths: Vec::new(),
+        access: None,
     };
     let run = Run { sources: vec![source], ..Run::default() };
     let application = Application { name: "app".into(), version: None };
@@ -54,15 +55,11 @@ fn push_files(server: &Server, id: &str, files: u32) -> Vec<u8> {
     let document = document(tree.path(), id, files);
     let (name, access) = destination(server);
     let store = Store::open(&name, &access).unwrap();
-    let options = push::Options {
-        full: false,
-        format: Format::Json,
-        encryption: Choice::default(),
-        refuses_plain_secrets: false,
-        identity: None,
-    };
+    let options = push::Options::default();
+    let none: Connect<'_> = &|_, _| anyhow::bail!("no buckets here");
     let mut output = Vec::new();
-    push(Reader::new(&document[..]).unwrap(), &mut output, &store, &options, &Silent).unwrap();
+    push(Reader::new(&document[..]).unwrap(), &mut output, &store, &options, none, &Silent)
+        .unwrap();
     output
 }
 
