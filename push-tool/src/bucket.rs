@@ -19,8 +19,9 @@ use bk_manifest::time::Time;
 use serde_json::{Map, Value};
 
 use crate::access::Access;
-use crate::destination::{Error, Result};
+use crate::destination::{Error, Result, Upload};
 use crate::location::Location;
+use crate::s3::application::ApplicationBucket;
 
 /// Headers of an object that are kept; each is a field of the entry, with `_` for `-`.
 pub const HEADERS: [&str; 5] = [
@@ -87,14 +88,9 @@ pub trait Bucket: Send + Sync {
     /// [`crate::destination::ErrorKind::Exists`] if another is there by now.
     fn get(&self, key: &str, etag: Option<&str>) -> Result<Content<'_>>;
 
-    /// Stores an object whole or not at all, over one that is there.
-    fn put(
-        &self,
-        key: &str,
-        content: &mut (dyn Read + Send),
-        size: u64,
-        attributes: &Attributes,
-    ) -> Result<()>;
+    /// Begins to store an object of so many bytes. Committed, it takes the place of one that is there,
+    /// all at once; dropped before, it leaves that as it is.
+    fn put(&self, key: &str, size: u64, attributes: &Attributes) -> Result<Box<dyn Upload + '_>>;
 
     /// Removes objects, as many as it can. Returns those that could not be removed.
     fn delete(&self, keys: &[String]) -> Vec<Error>;
@@ -103,25 +99,33 @@ pub trait Bucket: Send + Sync {
 /// Opens the bucket of a name, reached by the variables that begin with a prefix.
 pub type Connect<'a> = &'a dyn Fn(&str, &str) -> anyhow::Result<Box<dyn Bucket>>;
 
-/// Makes sure that a name is that of a bucket: `s3://BUCKET/PREFIX`.
+/// Bucket and prefix that a name tells: `s3://BUCKET/PREFIX`.
 ///
 /// # Errors
 /// [`Exit::Usage`] for any other.
-pub fn check_name(name: &str) -> anyhow::Result<()> {
-    if matches!(Location::parse(name)?, Location::S3 { .. }) {
-        return Ok(());
+pub fn parse_name(name: &str) -> anyhow::Result<(String, String)> {
+    match Location::parse(name)? {
+        Location::S3 { bucket, prefix } => Ok((bucket, prefix)),
+        Location::Local(_) | Location::Ssh { .. } | Location::Daemon { .. } => {
+            let message = format!("'{}' is no bucket", escape(name.as_bytes()));
+            Err(Failure::new(Exit::Usage, message).hint("a bucket is s3://BUCKET/PREFIX").into())
+        }
     }
-    let message = format!("'{}' is no bucket", escape(name.as_bytes()));
-    Err(Failure::new(Exit::Usage, message).hint("a bucket is s3://BUCKET/PREFIX").into())
 }
 
 /// Opens the bucket of a name.
 ///
 /// # Errors
 /// [`Exit::Usage`] for a name that is no bucket's, and for settings that are missing.
-pub fn open(name: &str, _access: &Access) -> anyhow::Result<Box<dyn Bucket>> {
-    check_name(name)?;
-    Err(Failure::new(Exit::Usage, "this version reads no buckets").into())
+pub fn open(name: &str, access: &Access) -> anyhow::Result<Box<dyn Bucket>> {
+    let (bucket, prefix) = parse_name(name)?;
+    Ok(Box::new(ApplicationBucket::open(&bucket, &prefix, access)?))
+}
+
+/// Opens no bucket, for tests of what needs none.
+#[cfg(test)]
+pub(crate) fn none(name: &str, _: &str) -> anyhow::Result<Box<dyn Bucket>> {
+    anyhow::bail!("'{name}' is a bucket")
 }
 
 impl Attributes {

@@ -343,7 +343,7 @@ fn run_add(args: &AddArgs, console: &Console) -> anyhow::Result<Exit> {
         "bk-manifest new … | bk-push add --bucket s3://BUCKET --as NAME | bk-push --to DEST",
     )?;
     let reader = Reader::new(input)?;
-    bucket::check_name(&args.bucket)?;
+    bucket::parse_name(&args.bucket)?;
     if let Some(reason) = &args.skip {
         return add::skip(reader, console.output(), &args.component, &args.bucket, reason);
     }

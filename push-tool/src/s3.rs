@@ -4,6 +4,7 @@
 //! is asynchronous is seen outside [`transport`].
 
 mod answer;
+pub mod application;
 mod client;
 mod download;
 mod fault;
@@ -195,7 +196,7 @@ impl Destination for S3 {
         if !folder.is_empty() {
             self.key(folder).map_err(|fault| self.error("list", folder, fault))?;
         }
-        Ok(Box::new(listing::Objects::begin(self, folder)?))
+        Ok(Box::new(listing::Objects::begin(self, folder, listing::info)?))
     }
 
     fn stat(&self, name: &str) -> Result<Option<ObjectInfo>> {
@@ -227,7 +228,7 @@ impl Destination for S3 {
     }
 
     fn delete(&self, names: &[String]) -> Vec<Error> {
-        removal::delete(self, names)
+        removal::delete(self, names, |name| self.key(name))
     }
 
     fn now(&self) -> Result<Time> {

@@ -1,7 +1,7 @@
 //! A bucket in memory whose objects change, vanish and are refused at will.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Cursor, Read};
+use std::io::{self, Cursor, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -9,7 +9,7 @@ use bk_manifest::digest::Digest;
 use bk_manifest::time::Time;
 
 use super::{Attributes, Bucket, Content, Listed, Listing};
-use crate::destination::{Error, ErrorKind, Result, cause};
+use crate::destination::{Error, ErrorKind, Result, Upload, cause};
 
 /// A bucket in memory; its clones are the same one.
 #[derive(Clone, Default)]
@@ -163,19 +163,10 @@ impl Bucket for MemoryBucket {
         Ok(Content { listed, attributes: object.attributes, bytes: Box::new(bytes) })
     }
 
-    fn put(
-        &self,
-        key: &str,
-        content: &mut (dyn Read + Send),
-        size: u64,
-        attributes: &Attributes,
-    ) -> Result<()> {
-        let mut bytes = Vec::new();
-        content.read_to_end(&mut bytes).unwrap();
-        assert_eq!(bytes.len() as u64, size);
-        let object = Object { attributes: attributes.clone(), ..Object::new(&bytes, 1000) };
-        self.check("store", key)?.objects.insert(key.to_owned(), object);
-        Ok(())
+    fn put(&self, key: &str, _: u64, attributes: &Attributes) -> Result<Box<dyn Upload + '_>> {
+        drop(self.check("store", key)?);
+        let (key, attributes) = (key.to_owned(), attributes.clone());
+        Ok(Box::new(Storing { bucket: self, key, attributes, bytes: Vec::new() }))
     }
 
     fn delete(&self, keys: &[String]) -> Vec<Error> {
@@ -187,6 +178,33 @@ impl Bucket for MemoryBucket {
             Err(error) => Some(error),
         };
         keys.iter().filter_map(remove).collect()
+    }
+}
+
+/// An object being put.
+struct Storing<'a> {
+    bucket: &'a MemoryBucket,
+    key: String,
+    attributes: Attributes,
+    bytes: Vec<u8>,
+}
+
+impl Write for Storing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Upload for Storing<'_> {
+    fn commit(self: Box<Self>) -> Result<()> {
+        let mut state = self.bucket.check("store", &self.key)?;
+        let object = Object { attributes: self.attributes, ..Object::new(&self.bytes, 1000) };
+        state.objects.insert(self.key, object);
+        Ok(())
     }
 }
 

@@ -1,7 +1,6 @@
 //! A bucket from its listing to a committed backup, and back.
 
 use std::cell::RefCell;
-use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -409,10 +408,9 @@ impl Bucket for Many {
     fn put(
         &self,
         _: &str,
-        _: &mut (dyn Read + Send),
         _: u64,
         _: &Attributes,
-    ) -> crate::destination::Result<()> {
+    ) -> crate::destination::Result<Box<dyn crate::destination::Upload + '_>> {
         unreachable!("nothing is put")
     }
 

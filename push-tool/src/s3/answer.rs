@@ -54,6 +54,8 @@ pub(super) struct Listed {
     pub(super) key: String,
     pub(super) size: u64,
     pub(super) last_modified: Time,
+    #[serde(rename = "ETag")]
+    pub(super) etag: Option<String>,
 }
 
 /// The answer to `CreateMultipartUpload`.

@@ -1,5 +1,6 @@
 //! Signed requests to one bucket, tried again where that helps.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,7 +35,7 @@ pub(super) struct Request {
     method: Method,
     key: String,
     query: Vec<(&'static str, String)>,
-    headers: Vec<(&'static str, String)>,
+    headers: Vec<(Cow<'static, str>, String)>,
     body: HttpRequestBody,
 }
 
@@ -57,8 +58,12 @@ impl Request {
     }
 
     /// Adds a header.
-    pub(super) fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.headers.push((name, value.into()));
+    pub(super) fn header(
+        mut self,
+        name: impl Into<Cow<'static, str>>,
+        value: impl Into<String>,
+    ) -> Self {
+        self.headers.push((name.into(), value.into()));
         self
     }
 
@@ -247,8 +252,8 @@ impl Client {
             *signing.method_mut() = request.method.clone();
             *signing.uri_mut() = url.as_str().parse()?;
             for (name, value) in &request.headers {
-                let value = HeaderValue::from_str(value)?;
-                signing.headers_mut().insert(HeaderName::from_static(name), value);
+                let value = HeaderValue::from_bytes(value.as_bytes())?;
+                signing.headers_mut().insert(HeaderName::try_from(&**name)?, value);
             }
             let Settings { credential, region, .. } = &self.settings;
             AwsAuthorizer::new(credential, "s3", region).try_authorize(&mut signing, None)?;

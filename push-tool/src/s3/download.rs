@@ -54,22 +54,38 @@ impl<'a> Download<'a> {
             Err(fault) if fault.status() == Some(416) => return Ok(Box::new(io::empty())),
             response => response?,
         };
-        let extent = Extent::of(&response)?;
         let (start, wanted) = range.map_or((0, u64::MAX), |range| (range.start, range.end));
-        let mut download = Download {
+        let mut download = Download::of(s3, name, key, response)?;
+        download.end = download.end.min(wanted);
+        download.skip_to(start)?;
+        Ok(Box::new(download))
+    }
+
+    /// Goes on with an answer that has begun.
+    pub(super) fn of(
+        s3: &'a S3,
+        name: &str,
+        key: String,
+        response: Response,
+    ) -> Result<Self, Fault> {
+        let extent = Extent::of(&response)?;
+        Ok(Download {
             s3,
             name: name.to_owned(),
             key,
             etag: text(response.headers(), ETAG.as_str()),
             response: Some(response),
             position: extent.start,
-            end: extent.end.min(wanted),
+            end: extent.end,
             piece: Vec::new(),
             taken: 0,
             tries: 0,
-        };
-        download.skip_to(start)?;
-        Ok(Box::new(download))
+        })
+    }
+
+    /// Bytes that are still due; very many if the answer does not say.
+    pub(super) fn left(&self) -> u64 {
+        self.end - self.position
     }
 
     /// Drops what a server sends that does not know ranges, or begins elsewhere.

@@ -12,12 +12,14 @@ use super::fault::Fault;
 use super::{S3, probe};
 use crate::destination::{ErrorKind, ObjectInfo, Result};
 
-/// The objects below a folder.
-///
-/// Keys that are no relative path (`/a`, `a//b`, `folder/`) are none of ours and cannot be asked for
-/// by name: they are passed over.
-pub(super) struct Objects<'a> {
+/// What a listing makes of an object, and of its key as it was before the store encoded it, if that is
+/// text.
+pub(super) type Take<T> = fn(&S3, Option<String>, Listed) -> Option<T>;
+
+/// The objects below a folder; those that `take` has no use for are passed over.
+pub(super) struct Objects<'a, T> {
     s3: &'a S3,
+    take: Take<T>,
     folder: String,
     request: Request,
     page: vec::IntoIter<Listed>,
@@ -27,9 +29,9 @@ pub(super) struct Objects<'a> {
     token: Option<String>,
 }
 
-impl<'a> Objects<'a> {
+impl<'a, T> Objects<'a, T> {
     /// Asks for the first page.
-    pub(super) fn begin(s3: &'a S3, folder: &str) -> Result<Self> {
+    pub(super) fn begin(s3: &'a S3, folder: &str, take: Take<T>) -> Result<Self> {
         let prefix = s3.key_prefix(folder);
         let request = Request::new(Method::GET, "")
             .query("list-type", "2")
@@ -37,6 +39,7 @@ impl<'a> Objects<'a> {
             .query("prefix", prefix);
         let mut objects = Objects {
             s3,
+            take,
             folder: folder.to_owned(),
             next: Some(request.clone()),
             request,
@@ -68,27 +71,30 @@ impl<'a> Objects<'a> {
         };
         turn().map_err(|fault| self.s3.error("list", &self.folder, fault))
     }
-
-    fn info(&self, listed: &Listed) -> Option<ObjectInfo> {
-        let key = answer::decoded(&listed.key, self.encoding.as_deref())?;
-        let name = self.s3.name(&key)?;
-        (!name.starts_with(probe::NAME)).then(|| ObjectInfo {
-            name: name.to_owned(),
-            size: listed.size,
-            // As looking at it alone says it, and the clock: in whole seconds.
-            modified: Time::from_unix(listed.last_modified.unix().0, 0),
-        })
-    }
 }
 
-impl Iterator for Objects<'_> {
-    type Item = Result<ObjectInfo>;
+/// An object of ours. Keys that are no relative path (`/a`, `a//b`, `folder/`) are none of ours and
+/// cannot be asked for by name.
+pub(super) fn info(s3: &S3, key: Option<String>, listed: Listed) -> Option<ObjectInfo> {
+    let key = key?;
+    let name = s3.name(&key)?;
+    (!name.starts_with(probe::NAME)).then(|| ObjectInfo {
+        name: name.to_owned(),
+        size: listed.size,
+        // As looking at it alone says it, and the clock: in whole seconds.
+        modified: Time::from_unix(listed.last_modified.unix().0, 0),
+    })
+}
+
+impl<T> Iterator for Objects<'_, T> {
+    type Item = Result<T>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             while let Some(listed) = self.page.next() {
-                if let Some(info) = self.info(&listed) {
-                    return Some(Ok(info));
+                let key = answer::decoded(&listed.key, self.encoding.as_deref());
+                if let Some(taken) = (self.take)(self.s3, key, listed) {
+                    return Some(Ok(taken));
                 }
             }
             self.next.as_ref()?;

@@ -16,12 +16,16 @@ const BATCH: usize = 1000;
 /// Single removals at once.
 const AT_ONCE: usize = 8;
 
-/// Removes objects; returns those that could not be.
-pub(super) fn delete(s3: &S3, names: &[String]) -> Vec<Error> {
+/// Removes objects, each by the key of its name; returns those that could not be.
+pub(super) fn delete(
+    s3: &S3,
+    names: &[String],
+    key: impl Fn(&str) -> Result<String, Fault>,
+) -> Vec<Error> {
     let mut failed = Vec::new();
     let mut keys = Vec::new();
     for name in names {
-        match s3.key(name) {
+        match key(name) {
             Ok(key) => keys.push((name, key)),
             Err(fault) => failed.push(s3.error("remove", name, fault)),
         }

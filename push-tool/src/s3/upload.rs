@@ -19,9 +19,10 @@ const PART: u64 = 8 << 20;
 const PARTS: u64 = 10_000;
 /// Largest object that S3 takes, in bytes.
 const OBJECT: u64 = 5 << 40;
-/// Parts under way at once at most, and bytes in them.
-const FLYING: u64 = 4;
-const FLYING_BYTES: u64 = FLYING * PART;
+/// Bytes in parts that are under way at once at most.
+const FLYING_BYTES: u64 = 4 * PART;
+/// The same for each of several objects that are stored at once.
+const FLYING_BYTES_EACH: u64 = PART;
 
 /// How large the parts of an object are that is about `bound` bytes long.
 ///
@@ -39,22 +40,53 @@ pub(super) struct S3Upload<'a> {
     part_size: usize,
     buffer: Vec<u8>,
     parts: Option<Parts>,
+    how: How,
+}
+
+/// What becomes of an object that is there already, and what the new one has beside its content.
+enum How {
+    /// It stays, and the upload fails. The new one has a token that tells who put it.
+    Create(String),
+    /// It is replaced by one with these headers.
+    Replace(Headers),
+}
+
+/// Headers of a request.
+pub(super) type Headers = Vec<(String, String)>;
+
+impl How {
+    fn apply(&self, request: Request) -> Request {
+        match self {
+            How::Create(token) => request.header(TOKEN, token.clone()),
+            How::Replace(headers) => headers.iter().fold(request, |request, (name, value)| {
+                request.header(name.clone(), value.clone())
+            }),
+        }
+    }
 }
 
 impl<'a> S3Upload<'a> {
     /// Begins; the store hears of it when there is more than one part.
     pub(super) fn new(s3: &'a S3, name: &str, bound: u64) -> std::result::Result<Self, Fault> {
-        let key = s3.key(name)?;
+        Ok(Self::begin(s3, name, s3.key(name)?, bound, How::Create(super::random()?)))
+    }
+
+    /// The same over an object that is there.
+    pub(super) fn over(s3: &'a S3, name: &str, key: String, bound: u64, headers: Headers) -> Self {
+        Self::begin(s3, name, key, bound, How::Replace(headers))
+    }
+
+    fn begin(s3: &'a S3, name: &str, key: String, bound: u64, how: How) -> Self {
         let part_size = usize::try_from(part_size(bound)).unwrap_or(usize::MAX);
         let name = name.to_owned();
-        Ok(S3Upload { s3, name, key, part_size, buffer: Vec::new(), parts: None })
+        S3Upload { s3, name, key, part_size, buffer: Vec::new(), parts: None, how }
     }
 
     /// Sends the buffer as a part.
     fn send(&mut self) -> std::result::Result<(), Fault> {
         let parts = match &mut self.parts {
             Some(parts) => parts,
-            None => self.parts.insert(Parts::begin(self.s3, &self.key, self.part_size)?),
+            None => self.parts.insert(Parts::begin(self.s3, &self.key, self.part_size, &self.how)?),
         };
         parts.push(std::mem::take(&mut self.buffer))
     }
@@ -80,10 +112,19 @@ impl Upload for S3Upload<'_> {
     fn commit(mut self: Box<Self>) -> Result<()> {
         let mut commit = || {
             if self.parts.is_none() {
-                return self.s3.put_whole(&self.key, std::mem::take(&mut self.buffer));
+                let bytes = std::mem::take(&mut self.buffer);
+                if matches!(self.how, How::Create(_)) {
+                    return self.s3.put_whole(&self.key, bytes);
+                }
+                let request = self.how.apply(Request::new(Method::PUT, &self.key)).body(bytes);
+                return self.s3.client.send(&request).map(|_| Created::New);
             }
             self.send()?;
-            self.parts.take().map_or(Ok(Created::Taken), |parts| parts.complete(self.s3))
+            let Some(parts) = self.parts.take() else { return Ok(Created::Taken) };
+            match &self.how {
+                How::Create(token) => parts.create(self.s3, token),
+                How::Replace(_) => parts.replace().map(|()| Created::New),
+            }
         };
         let taken = || Fault::Refused {
             status: 412,
@@ -103,7 +144,6 @@ impl Upload for S3Upload<'_> {
 struct Parts {
     client: Arc<Client>,
     key: String,
-    token: String,
     id: Option<String>,
     flying: VecDeque<JoinHandle<std::result::Result<String, Fault>>>,
     most_flying: usize,
@@ -113,17 +153,17 @@ struct Parts {
 }
 
 impl Parts {
-    fn begin(s3: &S3, key: &str, part_size: usize) -> std::result::Result<Self, Fault> {
-        let token = super::random()?;
-        let request =
-            Request::new(Method::POST, key).query("uploads", "").header(TOKEN, token.clone());
+    fn begin(s3: &S3, key: &str, part_size: usize, how: &How) -> std::result::Result<Self, Fault> {
+        let request = how.apply(Request::new(Method::POST, key).query("uploads", ""));
         let answer = s3.client.send(&request)?;
         let begun: answer::Begun = answer::parse(answer.text()?)?;
-        let most = FLYING_BYTES / u64::try_from(part_size).unwrap_or(u64::MAX);
+        let most = match how {
+            How::Create(_) => FLYING_BYTES,
+            How::Replace(_) => FLYING_BYTES_EACH,
+        } / u64::try_from(part_size).unwrap_or(u64::MAX);
         Ok(Parts {
             client: Arc::clone(&s3.client),
             key: key.to_owned(),
-            token,
             id: Some(begun.upload_id),
             flying: VecDeque::new(),
             most_flying: usize::try_from(most.max(1)).unwrap_or(1),
@@ -168,14 +208,10 @@ impl Parts {
         Ok(())
     }
 
-    /// Makes the parts an object.
-    fn complete(mut self, s3: &S3) -> std::result::Result<Created, Fault> {
+    /// What makes the parts an object, once all have arrived.
+    fn completion(&mut self) -> std::result::Result<Request, Fault> {
         while !self.flying.is_empty() {
             self.land()?;
-        }
-        // Not every store heeds the condition here that it heeds for a whole object.
-        if s3.owner(&self.key, &self.token)? != Owner::Nobody {
-            return Ok(Created::Taken);
         }
         let mut body = "<CompleteMultipartUpload>".to_owned();
         for (number, etag) in &self.etags {
@@ -186,7 +222,24 @@ impl Parts {
             );
         }
         body += "</CompleteMultipartUpload>";
-        let plain = self.request(Method::POST).body(body.into_bytes());
+        Ok(self.request(Method::POST).body(body.into_bytes()))
+    }
+
+    /// Makes the parts an object, in the place of one that is there.
+    fn replace(mut self) -> std::result::Result<(), Fault> {
+        let request = self.completion()?;
+        self.try_complete(&request)?;
+        self.id = None;
+        Ok(())
+    }
+
+    /// Makes the parts an object, unless its name is taken.
+    fn create(mut self, s3: &S3, token: &str) -> std::result::Result<Created, Fault> {
+        let plain = self.completion()?;
+        // Not every store heeds the condition here that it heeds for a whole object.
+        if s3.owner(&self.key, token)? != Owner::Nobody {
+            return Ok(Created::Taken);
+        }
         let sent = if s3.abilities()?.has_create_only {
             match self.try_complete(&plain.clone().header("if-none-match", "*")) {
                 Err(fault) if fault.is_unknown_request() => self.try_complete(&plain),
@@ -201,7 +254,7 @@ impl Parts {
         };
         // The answer to a try that succeeded may have been lost: then the upload is gone, and its name
         // taken by itself.
-        match s3.owner(&self.key, &self.token) {
+        match s3.owner(&self.key, token) {
             Ok(Owner::Us) => {
                 self.id = None;
                 Ok(Created::New)

@@ -67,7 +67,8 @@ pub struct Object {
     pub modified: Time,
     /// Its class; an archived one cannot be read.
     pub class: Option<String>,
-    metadata: Vec<(String, String)>,
+    /// Headers that are kept with it.
+    pub metadata: Vec<(String, String)>,
     etag: String,
 }
 
@@ -247,9 +248,10 @@ impl Bucket {
             let written = if is_encoded { encode(key) } else { key.clone() };
             let _ = write!(
                 body,
-                "<Contents><Key>{written}</Key><LastModified>{}</LastModified><Size>{}</Size>\
-                 </Contents>",
+                "<Contents><Key>{written}</Key><LastModified>{}</LastModified><ETag>{}</ETag>\
+                 <Size>{}</Size></Contents>",
                 object.modified,
+                object.etag.replace('"', "&quot;"),
                 object.bytes.len()
             );
             last = Some(key);
@@ -340,7 +342,9 @@ fn upload_id(request: &Request) -> String {
 }
 
 fn metadata(request: &Request) -> Vec<(String, String)> {
-    let is_metadata = |(name, _): &(&String, &String)| name.starts_with("x-amz-meta-");
+    let is_metadata = |(name, _): &(&String, &String)| {
+        name.starts_with("x-amz-meta-") || crate::bucket::HEADERS.contains(&name.as_str())
+    };
     let own = |(name, value): (&String, &String)| (name.clone(), value.clone());
     request.headers.iter().filter(is_metadata).map(own).collect()
 }
