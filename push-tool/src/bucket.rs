@@ -6,6 +6,10 @@
 pub mod add;
 #[cfg(test)]
 pub(crate) mod memory;
+pub mod mirror;
+mod objects;
+mod putting;
+mod strangers;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +27,8 @@ use crate::destination::{Error, Result, Upload};
 use crate::location::Location;
 use crate::s3::application::ApplicationBucket;
 
+/// The kind of component that a bucket is.
+pub const KIND: &str = "bucket";
 /// Headers of an object that are kept; each is a field of the entry, with `_` for `-`.
 pub const HEADERS: [&str; 5] = [
     "cache-control",

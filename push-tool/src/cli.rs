@@ -16,7 +16,7 @@ use bk_manifest::time::Time;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::access::{self, Access};
-use crate::bucket::{self, Bucket, add};
+use crate::bucket::{self, Bucket, add, mirror};
 use crate::catalog::{BackupInfo, Catalog};
 use crate::destination::{self, Created, Destination, ErrorKind};
 use crate::encrypt::Choice;
@@ -49,7 +49,7 @@ enum Command {
     List(ListArgs),
     /// Print the manifest of a backup: the begin of a pipe
     Manifest(ManifestArgs),
-    /// Restore the backup of the manifest on standard input into a folder
+    /// Restore the backup of the manifest on standard input into a folder or a bucket
     Fetch(FetchArgs),
     /// Copy the backup of the manifest on standard input to another destination
     Copy(CopyArgs),
@@ -194,6 +194,7 @@ struct ManifestArgs {
 }
 
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 struct FetchArgs {
     /// Destination to read from
     #[arg(long, value_name = "DEST", env = "BACKUP_DESTINATION_PATH")]
@@ -201,8 +202,14 @@ struct FetchArgs {
     #[command(flatten)]
     access: AccessArgs,
     /// Folder to restore into; empty or new
-    #[arg(long, value_name = "DIR")]
-    target: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "bucket", conflicts_with = "bucket")]
+    target: Option<PathBuf>,
+    /// Bucket to put a bucket's objects back into; empty
+    #[arg(long, value_name = "BUCKET", conflicts_with = "resume")]
+    bucket: Option<String>,
+    /// How the variables begin that say how to reach the bucket [default: as for the destination]
+    #[arg(long, value_name = "PREFIX", requires = "bucket")]
+    bucket_access: Option<String>,
     #[command(flatten)]
     identity: IdentityArgs,
     /// Restore only paths that match, and what is below them (can be repeated)
@@ -214,9 +221,13 @@ struct FetchArgs {
     /// Go on with a fetch of the same backup that was stopped
     #[arg(long, conflicts_with = "into")]
     resume: bool,
-    /// Restore into a folder that is not empty; what is replaced is put aside
+    /// Restore into a folder that is not empty; what is replaced is put aside (in a bucket it is
+    /// overwritten, where it differs)
     #[arg(long)]
     into: bool,
+    /// Remove from the bucket what the backup does not have, once all is back
+    #[arg(long, requires_all = ["bucket", "into"], conflicts_with = "path")]
+    delete_strangers: bool,
     /// Only find out whether the target can take it: its state, its space
     #[arg(long)]
     dry_run: bool,
@@ -521,8 +532,9 @@ fn none(console: &Console, app: Option<&str>) -> anyhow::Result<Exit> {
 }
 
 fn run_fetch(args: &FetchArgs, console: &Console) -> anyhow::Result<Exit> {
+    let Some(target) = &args.target else { return run_mirror(args, console) };
     let options = fetch::Options {
-        target: args.target.clone(),
+        target: target.clone(),
         selection: Selection::new(&args.path, &args.component)?,
         occupied: match (args.resume, args.into) {
             (true, _) => Occupied::Resume,
@@ -549,6 +561,30 @@ fn run_copy(args: &CopyArgs, console: &Console) -> anyhow::Result<Exit> {
     let from = Store::open(&args.from, &args.access.read())?;
     let to = Store::open(&args.to, &args.read_to_access())?;
     let exit = copy::copy(&mut document, &from, &to, console)?;
+    document.write(console.output(), Format::Json)?;
+    Ok(exit)
+}
+
+/// The fetch into a bucket.
+fn run_mirror(args: &FetchArgs, console: &Console) -> anyhow::Result<Exit> {
+    let name = args.bucket.as_deref().unwrap_or_default();
+    let access = args.bucket_access.as_deref().unwrap_or(&args.access.access);
+    let bucket = connect(name, access)?;
+    let input = console.input(
+        "bk-push manifest latest --from DEST | bk-push fetch --from DEST --bucket s3://BUCKET",
+    )?;
+    let mut document = Document::read(input)?;
+    let options = mirror::Options {
+        component: mirror::the_component(&document, &args.component)?,
+        paths: &args.path,
+        overwrites: args.into,
+        deletes_strangers: args.delete_strangers,
+        is_dry: args.dry_run,
+        identities: &args.identity.read(),
+        temporary: &std::env::temp_dir(),
+    };
+    let store = Store::open(&args.from, &args.access.read())?;
+    let exit = mirror::mirror(&mut document, &store, &*bucket, &options, console)?;
     document.write(console.output(), Format::Json)?;
     Ok(exit)
 }

@@ -206,7 +206,11 @@ fn tree_root(document: &Document, options: &Options) -> anyhow::Result<Option<Tr
 /// The folder of the backup that the document describes.
 ///
 /// A stored manifest that is damaged stops nothing: the document that came in is whole.
-fn find(document: &Document, store: &Store, progress: &dyn Progress) -> anyhow::Result<String> {
+pub(crate) fn find(
+    document: &Document,
+    store: &Store,
+    progress: &dyn Progress,
+) -> anyhow::Result<String> {
     let id = document.header.the_backup()?.id;
     let total = document.trailer.total_checksum().context("the manifest has no sum")?;
     let located = locate(store, &document.header.run()?, &id, total)?;

@@ -103,6 +103,14 @@ impl Memory {
         assert!(old.is_none(), "'{name}' is overwritten");
     }
 
+    /// Changes an object's bytes, as a disk may.
+    ///
+    /// # Panics
+    /// If it is not there.
+    pub fn change(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        change(&mut self.state().objects.get_mut(name).unwrap().0);
+    }
+
     /// Loses an object, as a store may.
     ///
     /// # Panics

@@ -1,30 +1,19 @@
 //! `bk-push add`: lists a bucket into the document, and takes from the parent what it knows of the
 //! objects.
 
-use std::collections::BTreeSet;
 use std::io::Write;
 
-use anyhow::Context;
-use bk_manifest::entry::{Entry, Kind};
-use bk_manifest::exit::{Exit, Failure, fail};
-use bk_manifest::left_out::{LeftOut, Reason};
-use bk_manifest::manifest::{Component, HostPath, Source, SourceKind, Status, is_name, is_within};
+use bk_manifest::entry::Entry;
+use bk_manifest::exit::{Exit, Failure};
+use bk_manifest::left_out::Reason;
+use bk_manifest::manifest::{Component, HostPath, Source, SourceKind, Status, is_name};
 use bk_manifest::merge::{Merge, refuse_stored, taken};
 use bk_manifest::parent::Parent;
-use bk_manifest::path::RelPath;
 use bk_manifest::progress::Progress;
-use bk_manifest::scan::DESTINATION_MARKER;
-use bk_manifest::sort::{Sorter, pair, unpair};
 use bk_manifest::stream::{Format, Reader, Writer, copy_entries};
 
-use super::{Attributes, Bucket, Listed, describe, etag};
-
-/// The kind of component that a bucket is.
-pub const KIND: &str = "bucket";
-/// Memory for the order of the keys; more goes through temporary files.
-const ORDER_BUDGET: usize = 32 << 20;
-/// Backup destinations in one bucket that are told apart.
-const DESTINATIONS_LIMIT: usize = 1000;
+use super::objects::Objects;
+use super::{Attributes, Bucket, KIND, etag};
 
 /// How a bucket is added.
 pub struct Options<'a> {
@@ -62,8 +51,7 @@ pub fn add(
     let mut parent = run.parent.as_ref().map(Parent::open).transpose()?;
     let mut objects = Objects::list(bucket, options.component, progress)?;
     let mut left_out = std::mem::take(&mut objects.left_out);
-    objects.each(&mut left_out, progress, &mut |mut entry| {
-        entry.component = Some(options.component.to_owned());
+    objects.each(&mut left_out, &mut |mut entry| {
         if let Some(parent) = parent.as_mut().filter(|_| !options.rehash) {
             let changed = entry.mtime;
             let known = parent.complete(&mut entry, changed, is_unchanged)?;
@@ -74,6 +62,12 @@ pub fn add(
         merge.entry(&entry)
     })?;
     parent.map_or(Ok(()), Parent::end)?;
+    let unnameable = left_out.count(Reason::Unnameable);
+    if unnameable > 0 {
+        progress.warn(&format!(
+            "{unnameable} objects are left out: their keys can be no paths, or are those of folders too"
+        ));
+    }
     merge.end(options.component, KIND, left_out, |component| {
         component.extra.insert(KIND.into(), options.name.into());
     })
@@ -135,111 +129,4 @@ fn is_unchanged(entry: &Entry, known: &Entry) -> bool {
         && (entry.size, entry.mtime) == (known.size, known.mtime)
         && etag(entry).is_some_and(|etag| !etag.is_empty())
         && etag(entry) == etag(known)
-}
-
-/// What a bucket holds, on the way into the order of paths.
-struct Objects {
-    sorter: Sorter,
-    left_out: LeftOut,
-    /// Folders that are backup destinations, as recorded paths.
-    destinations: BTreeSet<Vec<u8>>,
-}
-
-impl Objects {
-    /// Reads the whole listing.
-    fn list(bucket: &dyn Bucket, prefix: &str, progress: &dyn Progress) -> anyhow::Result<Self> {
-        let mut objects = Objects {
-            sorter: Sorter::new(ORDER_BUDGET),
-            left_out: LeftOut::default(),
-            destinations: BTreeSet::new(),
-        };
-        progress.begin("listing", None);
-        for listed in bucket.list()? {
-            bk_manifest::signal::check()?;
-            let listed = listed?;
-            objects.take(bucket, prefix, &listed)?;
-            progress.advance(0, 1);
-        }
-        progress.end();
-        Ok(objects)
-    }
-
-    fn take(&mut self, bucket: &dyn Bucket, prefix: &str, listed: &Listed) -> anyhow::Result<()> {
-        // A key that ends with a slash and holds nothing is what consoles make for an empty folder.
-        let folder = listed.key.strip_suffix('/').filter(|_| listed.size == 0);
-        let below = folder.unwrap_or(&listed.key);
-        let Ok(path) = RelPath::new(format!("{prefix}/{below}").into_bytes()) else {
-            self.left_out.add_name(Reason::Unnameable, listed.key.as_bytes());
-            return Ok(());
-        };
-        if folder.is_none() && path.file_name() == DESTINATION_MARKER.as_bytes() {
-            let above = below.rsplit_once('/').map(|(above, _)| format!("{prefix}/{above}"));
-            let Some(above) = above.filter(|_| self.destinations.len() < DESTINATIONS_LIMIT) else {
-                let bucket = bucket.describe();
-                let message = format!("'{bucket}' is a backup destination, or full of them");
-                return Err(fail(Exit::Usage, message));
-            };
-            self.destinations.insert(above.into_bytes());
-        }
-        let mut entry = Entry::new(path);
-        let mut rest = vec![u8::from(folder.is_some())];
-        if folder.is_some() {
-            entry.kind = Kind::Directory;
-        } else {
-            describe(listed, &mut entry);
-        }
-        entry.write_canonical(&mut rest);
-        self.sorter.push(&pair(&entry.path.sort_key(), &rest))
-    }
-
-    /// Hands out the entries in their order, and tells what cannot be one.
-    fn each(
-        self,
-        left_out: &mut LeftOut,
-        progress: &dyn Progress,
-        entry: &mut dyn FnMut(Entry) -> anyhow::Result<()>,
-    ) -> anyhow::Result<()> {
-        let mut told: Option<&Vec<u8>> = None;
-        let mut pending: Option<Entry> = None;
-        for record in self.sorter.finish()? {
-            bk_manifest::signal::check()?;
-            let record = record?;
-            // Behind a byte that has files come before folders.
-            let line = unpair(&record).1.get(1..).unwrap_or_default();
-            let next: Entry = serde_json::from_slice(line).context("temporary file")?;
-            let is_in = |folder: &&Vec<u8>| is_within(next.path.as_bytes(), folder);
-            if let Some(folder) = self.destinations.iter().find(is_in) {
-                if told.replace(folder) != Some(folder) {
-                    left_out.add_name(Reason::Destination, folder);
-                }
-                continue;
-            }
-            pending = match pending {
-                None => Some(next),
-                // The listing has shown a key twice: it was changed meanwhile.
-                Some(before) if next.path == before.path && next.kind == before.kind => {
-                    Some(if next.mtime < before.mtime { before } else { next })
-                }
-                Some(before) if next.path == before.path => {
-                    left_out.add(Reason::Unnameable, &next.path);
-                    Some(before)
-                }
-                Some(before) if before.is_file() && next.path.below(&before.path).is_some() => {
-                    left_out.add(Reason::Unnameable, &before.path);
-                    Some(next)
-                }
-                Some(before) => {
-                    entry(before)?;
-                    Some(next)
-                }
-            };
-        }
-        match left_out.count(Reason::Unnameable) {
-            0 => {}
-            count => progress.warn(&format!(
-                "{count} objects are left out: their keys can be no paths, or are those of folders too"
-            )),
-        }
-        pending.map_or(Ok(()), entry)
-    }
 }

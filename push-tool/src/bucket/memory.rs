@@ -1,6 +1,6 @@
 //! A bucket in memory whose objects change, vanish and are refused at will.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -19,6 +19,7 @@ pub(crate) struct MemoryBucket(Arc<Inner>);
 struct Inner {
     state: Mutex<State>,
     gets: AtomicU64,
+    puts: AtomicU64,
 }
 
 /// What happens to a bucket behind the back of who reads it.
@@ -32,7 +33,7 @@ struct State {
     objects: Objects,
     /// What a listing shows beside what is there.
     listed_too: Vec<Listed>,
-    denied: BTreeSet<String>,
+    refused: BTreeMap<String, ErrorKind>,
     /// No request is answered any more.
     is_gone: bool,
     /// What happens after some of an object's bytes were read.
@@ -91,6 +92,10 @@ impl MemoryBucket {
         self.state().objects.remove(key).unwrap();
     }
 
+    pub(crate) fn keys(&self) -> Vec<String> {
+        self.state().objects.keys().cloned().collect()
+    }
+
     pub(crate) fn object(&self, key: &str) -> Option<Object> {
         self.state().objects.get(key).cloned()
     }
@@ -101,7 +106,11 @@ impl MemoryBucket {
     }
 
     pub(crate) fn deny(&self, key: &str) {
-        self.state().denied.insert(key.to_owned());
+        self.refuse(key, ErrorKind::Denied);
+    }
+
+    pub(crate) fn refuse(&self, key: &str, kind: ErrorKind) {
+        self.state().refused.insert(key.to_owned(), kind);
     }
 
     pub(crate) fn vanish(&self) {
@@ -118,6 +127,11 @@ impl MemoryBucket {
         self.0.gets.load(Ordering::SeqCst)
     }
 
+    /// How many objects were put.
+    pub(crate) fn puts(&self) -> u64 {
+        self.0.puts.load(Ordering::SeqCst)
+    }
+
     fn error(verb: &'static str, key: &str, kind: ErrorKind) -> Error {
         let source = cause(kind, io::Error::other(format!("{kind:?}")));
         Error { kind, verb, name: key.to_owned(), place: "memory".into(), source }
@@ -128,8 +142,8 @@ impl MemoryBucket {
         if state.is_gone {
             return Err(Self::error(verb, key, ErrorKind::Transient));
         }
-        if state.denied.contains(key) {
-            return Err(Self::error(verb, key, ErrorKind::Denied));
+        if let Some(kind) = state.refused.get(key) {
+            return Err(Self::error(verb, key, *kind));
         }
         Ok(state)
     }
@@ -202,6 +216,7 @@ impl Write for Storing<'_> {
 impl Upload for Storing<'_> {
     fn commit(self: Box<Self>) -> Result<()> {
         let mut state = self.bucket.check("store", &self.key)?;
+        self.bucket.0.puts.fetch_add(1, Ordering::SeqCst);
         let object = Object { attributes: self.attributes, ..Object::new(&self.bytes, 1000) };
         state.objects.insert(self.key, object);
         Ok(())

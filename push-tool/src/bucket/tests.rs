@@ -1,5 +1,7 @@
 //! A bucket from its listing to a committed backup, and back.
 
+mod mirror;
+
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,11 +15,14 @@ use bk_manifest::manifest::{
 };
 use bk_manifest::path::RelPath;
 use bk_manifest::progress::{Progress, Silent};
+use bk_manifest::spool::Document;
 use bk_manifest::stream::{Format, Reader, Writer};
+use serde_json::json;
 
 use super::add::{Options, add, skip};
 use super::memory::{MemoryBucket, Object};
 use super::{Attributes, Bucket};
+use crate::destination::ErrorKind;
 use crate::memory::{Memory, store_on};
 use crate::push::{self, push};
 

@@ -101,7 +101,7 @@ fn of_a_source(mut error: Error) -> Error {
 }
 
 /// An object of a listing. A key that is no text cannot be asked for; it is told by what no key holds.
-fn listed(s3: &S3, key: Option<String>, listed: answer::Listed) -> Option<Listed> {
+fn listed(s3: &S3, key: Option<String>, listed: &answer::Listed) -> Option<Listed> {
     let key = match key {
         Some(key) => key.strip_prefix(&s3.key_prefix(""))?.to_owned(),
         None => format!("\0{}", listed.key),

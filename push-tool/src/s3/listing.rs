@@ -14,7 +14,7 @@ use crate::destination::{ErrorKind, ObjectInfo, Result};
 
 /// What a listing makes of an object, and of its key as it was before the store encoded it, if that is
 /// text.
-pub(super) type Take<T> = fn(&S3, Option<String>, Listed) -> Option<T>;
+pub(super) type Take<T> = fn(&S3, Option<String>, &Listed) -> Option<T>;
 
 /// The objects below a folder; those that `take` has no use for are passed over.
 pub(super) struct Objects<'a, T> {
@@ -75,7 +75,7 @@ impl<'a, T> Objects<'a, T> {
 
 /// An object of ours. Keys that are no relative path (`/a`, `a//b`, `folder/`) are none of ours and
 /// cannot be asked for by name.
-pub(super) fn info(s3: &S3, key: Option<String>, listed: Listed) -> Option<ObjectInfo> {
+pub(super) fn info(s3: &S3, key: Option<String>, listed: &Listed) -> Option<ObjectInfo> {
     let key = key?;
     let name = s3.name(&key)?;
     (!name.starts_with(probe::NAME)).then(|| ObjectInfo {
@@ -91,9 +91,9 @@ impl<T> Iterator for Objects<'_, T> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            while let Some(listed) = self.page.next() {
+            for listed in self.page.by_ref() {
                 let key = answer::decoded(&listed.key, self.encoding.as_deref());
-                if let Some(taken) = (self.take)(self.s3, key, listed) {
+                if let Some(taken) = (self.take)(self.s3, key, &listed) {
                     return Some(Ok(taken));
                 }
             }

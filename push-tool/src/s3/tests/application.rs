@@ -91,7 +91,7 @@ fn an_object_that_is_replaced_meanwhile_is_not_gone_on_with() {
     server.before(
         Kind::Get,
         2,
-        Accident::First(Box::new(|bucket| bucket.store("k", &[7; 100_000]))),
+        Accident::First(Box::new(|bucket| bucket.store("k", &vec![7; 100_000]))),
     );
     let mut content = bucket.get("k", None).unwrap();
     let error = content.bytes.read_to_end(&mut Vec::new()).unwrap_err();
@@ -100,7 +100,7 @@ fn an_object_that_is_replaced_meanwhile_is_not_gone_on_with() {
     server.before(Kind::Get, 1, Accident::CutReply(50_000));
     let mut read = Vec::new();
     bucket.get("k", None).unwrap().bytes.read_to_end(&mut read).unwrap();
-    assert!(read == [7; 100_000]);
+    assert!(read == vec![7; 100_000]);
 }
 
 #[test]

@@ -1,0 +1,142 @@
+//! What a bucket holds, as entries in the order of paths.
+
+use std::collections::BTreeSet;
+
+use anyhow::Context;
+use bk_manifest::entry::{Entry, Kind};
+use bk_manifest::exit::{Exit, fail};
+use bk_manifest::left_out::{LeftOut, Reason};
+use bk_manifest::manifest::is_within;
+use bk_manifest::path::RelPath;
+use bk_manifest::progress::Progress;
+use bk_manifest::scan::DESTINATION_MARKER;
+use bk_manifest::sort::{Sorter, pair, unpair};
+
+use super::{Bucket, Listed, describe};
+
+/// Memory for the order of the keys; more goes through temporary files.
+const ORDER_BUDGET: usize = 32 << 20;
+/// Backup destinations in one bucket that are told apart.
+const DESTINATIONS_LIMIT: usize = 1000;
+
+/// What a bucket holds, on the way into the order of paths.
+pub(super) struct Objects {
+    sorter: Sorter,
+    /// Keys that can be no paths.
+    pub(super) left_out: LeftOut,
+    /// Folders that are backup destinations, as recorded paths.
+    destinations: BTreeSet<Vec<u8>>,
+}
+
+impl Objects {
+    /// Reads the whole listing; paths begin with the component's name.
+    ///
+    /// # Errors
+    /// Those of the bucket; [`Exit::Usage`] for one that is a backup destination.
+    pub(super) fn list(
+        bucket: &dyn Bucket,
+        component: &str,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Self> {
+        let mut objects = Objects {
+            sorter: Sorter::new(ORDER_BUDGET),
+            left_out: LeftOut::default(),
+            destinations: BTreeSet::new(),
+        };
+        progress.begin("listing", None);
+        for listed in bucket.list()? {
+            bk_manifest::signal::check()?;
+            let listed = listed?;
+            objects.take(bucket, component, &listed)?;
+            progress.advance(0, 1);
+        }
+        progress.end();
+        Ok(objects)
+    }
+
+    fn take(
+        &mut self,
+        bucket: &dyn Bucket,
+        component: &str,
+        listed: &Listed,
+    ) -> anyhow::Result<()> {
+        // A key that ends with a slash and holds nothing is what consoles make for an empty folder.
+        let folder = listed.key.strip_suffix('/').filter(|_| listed.size == 0);
+        let below = folder.unwrap_or(&listed.key);
+        let Ok(path) = RelPath::new(format!("{component}/{below}").into_bytes()) else {
+            self.left_out.add_name(Reason::Unnameable, listed.key.as_bytes());
+            return Ok(());
+        };
+        if folder.is_none() && path.file_name() == DESTINATION_MARKER.as_bytes() {
+            let above = below.rsplit_once('/').map(|(above, _)| format!("{component}/{above}"));
+            let Some(above) = above.filter(|_| self.destinations.len() < DESTINATIONS_LIMIT) else {
+                let bucket = bucket.describe();
+                let message = format!("'{bucket}' is a backup destination, or full of them");
+                return Err(fail(Exit::Usage, message));
+            };
+            self.destinations.insert(above.into_bytes());
+        }
+        let mut entry = Entry::new(path);
+        entry.component = Some(component.to_owned());
+        let mut rest = vec![u8::from(folder.is_some())];
+        if folder.is_some() {
+            entry.kind = Kind::Directory;
+        } else {
+            describe(listed, &mut entry);
+        }
+        entry.write_canonical(&mut rest);
+        self.sorter.push(&pair(&entry.path.sort_key(), &rest))
+    }
+
+    /// Whether the bucket holds nothing at all.
+    pub(super) fn is_empty(&self) -> bool {
+        self.sorter.is_empty() && self.left_out.count(Reason::Unnameable) == 0
+    }
+
+    /// Hands out the entries in their order, and counts what cannot be one.
+    ///
+    /// # Errors
+    /// Those of `entry` and of the temporary files.
+    pub(super) fn each(
+        self,
+        left_out: &mut LeftOut,
+        entry: &mut dyn FnMut(Entry) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut told: Option<&Vec<u8>> = None;
+        let mut pending: Option<Entry> = None;
+        for record in self.sorter.finish()? {
+            bk_manifest::signal::check()?;
+            let record = record?;
+            // Behind a byte that has files come before folders.
+            let line = unpair(&record).1.get(1..).unwrap_or_default();
+            let next: Entry = serde_json::from_slice(line).context("temporary file")?;
+            let is_in = |folder: &&Vec<u8>| is_within(next.path.as_bytes(), folder);
+            if let Some(folder) = self.destinations.iter().find(is_in) {
+                if told.replace(folder) != Some(folder) {
+                    left_out.add_name(Reason::Destination, folder);
+                }
+                continue;
+            }
+            pending = match pending {
+                None => Some(next),
+                // The listing has shown a key twice: it was changed meanwhile.
+                Some(before) if next.path == before.path && next.kind == before.kind => {
+                    Some(if next.mtime < before.mtime { before } else { next })
+                }
+                Some(before) if next.path == before.path => {
+                    left_out.add(Reason::Unnameable, &next.path);
+                    Some(before)
+                }
+                Some(before) if before.is_file() && next.path.below(&before.path).is_some() => {
+                    left_out.add(Reason::Unnameable, &before.path);
+                    Some(next)
+                }
+                Some(before) => {
+                    entry(before)?;
+                    Some(next)
+                }
+            };
+        }
+        pending.map_or(Ok(()), entry)
+    }
+}
