@@ -1,7 +1,7 @@
 //! A bucket as destination, or a prefix in one, at any store that speaks S3.
 //!
-//! All requests are made here, signed and sent by [`client`] in the thread that calls; nothing that
-//! is asynchronous is seen outside [`transport`].
+//! All requests are made here, signed and sent by `client` in the thread that calls; nothing that
+//! is asynchronous is seen outside `transport`.
 
 mod answer;
 pub mod application;

@@ -20,7 +20,7 @@ const PARTS: u64 = 10_000;
 /// Largest object that S3 takes, in bytes.
 const OBJECT: u64 = 5 << 40;
 /// Bytes in parts that are under way at once at most.
-const FLYING_BYTES: u64 = 4 * PART;
+const FLYING_BYTES: u64 = 3 * PART;
 /// The same for each of several objects that are stored at once.
 const FLYING_BYTES_EACH: u64 = PART;
 

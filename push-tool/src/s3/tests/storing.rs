@@ -56,20 +56,30 @@ fn an_answer_that_is_lost_costs_nothing() {
 #[test]
 fn the_same_bytes_of_another_are_not_ours() {
     let server = Server::start();
-    let s3 = used(&server);
-    let theirs = Accident::First(Box::new(|bucket| bucket.store("backups/lease", b"same")));
-    server.before(Kind::Put, 1, theirs);
+    let (s3, other) = (used(&server), open(&server));
+    assert_eq!(other.create("lease", b"same").unwrap(), Created::New);
     assert_eq!(s3.create("lease", b"same").unwrap(), Created::Taken);
-    let theirs = Accident::First(Box::new(|bucket| bucket.store("backups/big", b"theirs")));
-    server.before(Kind::Part, 2, theirs);
+    put(&other, "big", &bytes(PARTS)).unwrap();
     assert_eq!(put(&s3, "big", &bytes(PARTS)).unwrap_err().kind, ErrorKind::Exists);
-    assert_eq!(stored(&server, "big").unwrap(), b"theirs");
-    assert!(server.bucket().uploads.is_empty());
+}
+
+#[test]
+fn an_object_in_parts_overwrites_none_that_came_meanwhile() {
+    let server = Server::start();
+    let s3 = used(&server);
+    let theirs =
+        |name: &'static str| Accident::First(Box::new(move |bucket| bucket.store(name, b"theirs")));
     // In the moment between our look and the completion.
-    let theirs = Accident::First(Box::new(|bucket| bucket.store("backups/late", b"theirs")));
-    server.before(Kind::Complete, 1, theirs);
+    server.before(Kind::Complete, 1, theirs("backups/late"));
     assert_eq!(put(&s3, "late", &bytes(PARTS)).unwrap_err().kind, ErrorKind::Exists);
     assert_eq!(stored(&server, "late").unwrap(), b"theirs");
+    // At a store that heeds the condition for whole objects only.
+    server.before(Kind::Part, 2, theirs("backups/early"));
+    let forgets = Accident::First(Box::new(|bucket| bucket.has_create_only = false));
+    server.before(Kind::Complete, 1, forgets);
+    assert_eq!(put(&s3, "early", &bytes(PARTS)).unwrap_err().kind, ErrorKind::Exists);
+    assert_eq!(stored(&server, "early").unwrap(), b"theirs");
+    assert!(server.bucket().uploads.is_empty());
 }
 
 #[test]
