@@ -20,12 +20,12 @@ fn open(server: &Server) -> S3 {
     S3::open(server.bucket_name(), "backups", &server.access(&[])).unwrap()
 }
 
-/// The same, with a server that counts as dead after a moment.
-fn impatient(server: &Server) -> S3 {
-    let s3 = open(server);
-    let mut settings = Settings::read(server.bucket_name(), &server.access(&[])).unwrap();
-    settings.stall = Duration::from_millis(200);
-    S3 { client: Arc::new(Client::new(settings).unwrap()), ..s3 }
+/// The same, with a server that counts as dead after a moment, and is asked twice.
+fn impatient(server: &Server, rate: &str) -> S3 {
+    let others = [("BACKUP_S3_MAX_RETRIES", "1"), ("BACKUP_LIMIT_RATE", rate)];
+    let mut settings = Settings::read(server.bucket_name(), &server.access(&others)).unwrap();
+    settings.stall = Duration::from_millis(700);
+    S3 { client: Arc::new(Client::new(settings).unwrap()), ..open(server) }
 }
 
 fn bytes(length: usize) -> Vec<u8> {

@@ -167,26 +167,27 @@ fn bytes_that_change_on_the_way_are_refused_by_the_store() {
 #[test]
 fn a_server_that_is_dead_is_an_error_and_a_slow_one_is_not() {
     let server = Server::start();
-    let s3 = impatient(&server);
-    s3.create("used", b"").unwrap();
-    let (sender, receivers): (Vec<_>, Vec<_>) =
-        (0..4).map(|_| std::sync::mpsc::channel::<()>()).unzip();
+    let s3 = impatient(&server, "1G");
+    let (senders, receivers): (Vec<_>, Vec<_>) =
+        (0..2).map(|_| std::sync::mpsc::channel::<()>()).unzip();
     for (number, receiver) in (1..).zip(receivers) {
         server.before(Kind::List, number, Accident::Wait(receiver));
     }
     let error = names(&s3, "").unwrap_err();
     assert_eq!(error.kind, ErrorKind::Transient);
     assert!(format!("{:#}", anyhow::Error::from(error)).contains("nothing came"));
-    assert_eq!(server.count(Kind::List), 4);
-    drop(sender);
-    // 100 kB at 200 kB a second take longer than nothing may move.
-    let mut settings =
-        Settings::read(server.bucket_name(), &server.access(&[("BACKUP_LIMIT_RATE", "200K")]))
-            .unwrap();
-    settings.stall = Duration::from_millis(200);
-    let slow = S3 { client: Arc::new(Client::new(settings).unwrap()), ..open(&server) };
+    assert_eq!(server.count(Kind::List), 2);
+    drop(senders);
+    // It takes longer than nothing may move, both ways.
+    let slow = impatient(&server, "100K");
     let since = std::time::Instant::now();
-    put(&slow, "a", &bytes(100_000)).unwrap();
-    assert!(read(&slow, "a", None).unwrap() == bytes(100_000));
-    assert!(since.elapsed() > Duration::from_millis(300));
+    put(&slow, "a", &bytes(120_000)).unwrap();
+    assert!(since.elapsed() > slow.client.settings.stall);
+    assert_eq!(server.count(Kind::Put), 3);
+    let since = std::time::Instant::now();
+    // What came is paid for by what comes next.
+    for _ in 0..2 {
+        assert!(read(&slow, "a", None).unwrap() == bytes(120_000));
+    }
+    assert!(since.elapsed() > slow.client.settings.stall);
 }
