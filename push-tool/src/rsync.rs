@@ -8,6 +8,7 @@ mod far;
 mod fault;
 mod link;
 mod listing;
+mod private;
 mod scripts;
 #[cfg(any(test, feature = "testing"))]
 pub mod servers;

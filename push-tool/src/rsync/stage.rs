@@ -1,33 +1,24 @@
 //! An object on its way: in memory while it is small, else in a private file that rsync can be given.
 
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use bk_manifest::digest::Digest;
-use tempfile::TempDir;
 
+use super::private::Private;
 use crate::place;
 
 /// How much of an object tells whether a transfer that was cut can go on with it.
 const HEAD: u64 = 1 << 20;
-
-/// A folder that only we can look into, gone when dropped.
-///
-/// # Errors
-/// Those of the file system.
-pub(super) fn private_folder() -> io::Result<TempDir> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix("bk-").permissions(Permissions::from_mode(0o700)).tempdir()
-}
 
 /// The object.
 pub(super) struct Stage {
     /// Largest that is held in memory, in bytes.
     limit: usize,
     bytes: Vec<u8>,
-    file: Option<(TempDir, File)>,
+    file: Option<(Private, File)>,
     length: u64,
 }
 
@@ -39,7 +30,7 @@ pub(super) enum Staged {
 
 /// A file in a private folder.
 pub(super) struct StagedFile {
-    folder: TempDir,
+    folder: Private,
     pub(super) length: u64,
 }
 
@@ -86,8 +77,8 @@ impl Write for Stage {
 impl StagedFile {
     const NAME: &str = "object";
 
-    fn create(bytes: &[u8]) -> io::Result<(TempDir, File)> {
-        let folder = private_folder()?;
+    fn create(bytes: &[u8]) -> io::Result<(Private, File)> {
+        let folder = Private::new()?;
         let mut options = OpenOptions::new();
         let mut file = options
             .write(true)
@@ -140,6 +131,8 @@ pub(super) fn make_folders(root: &Path, name: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

@@ -16,8 +16,9 @@ use bk_manifest::exit::{Exit, Failure};
 use super::fault::Fault;
 use super::link::Link;
 use super::listing::{self, PARTIAL, UNFINISHED, UNFINISHED_NAME};
+use super::private::Private;
 use super::settings::{Names, Settings};
-use super::stage::{StagedFile, make_folders, private_folder};
+use super::stage::{StagedFile, make_folders};
 use crate::destination::{Created, ErrorKind};
 use crate::place;
 
@@ -109,7 +110,6 @@ impl Rsync {
             .env_remove("RSYNC_PROTECT_ARGS")
             .env_remove("RSYNC_PARTIAL_DIR")
             .env_remove("RSYNC_ICONV")
-            .env_remove("RSYNC_PASSWORD")
             .args(["--no-motd", "--files-from=-", "--from0", "--ignore-missing-args"]);
         match &self.way {
             Way::Ssh(link) => command = command.arg("-e").arg(link.for_rsync()),
@@ -118,9 +118,9 @@ impl Rsync {
                 command = command
                     .arg(format!("--contimeout={seconds}"))
                     .arg(format!("--timeout={}", seconds * 10));
-                if let Some(password) = password {
-                    command = command.env("RSYNC_PASSWORD", password);
-                }
+                // Without any it would ask at the terminal.
+                let password = password.as_deref().unwrap_or_default();
+                command = command.env("RSYNC_PASSWORD", password);
             }
         }
         Ok(command)
@@ -169,7 +169,7 @@ impl Rsync {
     /// # Errors
     /// Those of rsync, as all of these; [`ErrorKind::NotFound`] if there is no root.
     pub(super) fn list(&self, name: &str, is_deep: bool) -> Outcome<BufReader<File>> {
-        let nowhere = private_folder()?;
+        let nowhere = Private::new()?;
         let mut command = self.command(&[name])?.args(["--list-only", "--no-h"]);
         if is_deep {
             command = command.arg("-r");
@@ -191,7 +191,7 @@ impl Rsync {
 
     /// Makes the folder of what is unfinished: what [`Rsync::send`] sends begins there.
     pub(super) fn prepare(&self) -> Outcome<()> {
-        let folder = private_folder()?;
+        let folder = Private::new()?;
         make_folders(folder.path(), &self.named(UNFINISHED))?;
         let command = self.command(&[UNFINISHED])?.arg("--chmod=D700").arg("--");
         let (_, finished) = command.arg(folder.path().join("")).arg(&self.target).output()?;
@@ -206,6 +206,18 @@ impl Rsync {
     /// Sends a file to a name that nothing has. A transfer that is cut goes on where it was.
     pub(super) fn send(&self, file: &StagedFile, name: &str) -> Outcome<Created> {
         let tree = file.under(&self.named(name))?;
+        let sent = self.send_from(&tree, name);
+        if let Err(fault) = &sent
+            && fault.kind == ErrorKind::Full
+        {
+            // What there is of it would keep the disk full, and prune from making room.
+            let left = name.rsplit('/').next().unwrap_or(name);
+            let _ = self.remove(&[&place::join(PARTIAL, left)]);
+        }
+        sent
+    }
+
+    fn send_from(&self, tree: &Path, name: &str) -> Outcome<Created> {
         let mut is_first = true;
         retried(|| {
             let mut command = self.command(&[name])?.args([
@@ -242,7 +254,7 @@ impl Rsync {
             }
             let is_new = said.split(|byte| *byte == b'\n').any(|line| line.starts_with(b"<f"));
             // The answer to an earlier attempt may have been lost, and the object is ours.
-            if is_new || (!is_first && self.is_same(&tree, name)?) {
+            if is_new || (!is_first && self.is_same(tree, name)?) {
                 Ok(Created::New)
             } else {
                 Ok(Created::Taken)
@@ -262,7 +274,7 @@ impl Rsync {
 
     /// Fetches an object as a whole, into a file without a name.
     pub(super) fn fetch(&self, name: &str) -> Outcome<File> {
-        let folder = private_folder()?;
+        let folder = Private::new()?;
         let command = self.command(&[name])?.arg("--chmod=D700,F600").arg("--");
         let (_, finished) = command.arg(&self.target).arg(folder.path().join("")).output()?;
         if !finished.is_success() {
@@ -277,7 +289,7 @@ impl Rsync {
 
     /// Removes objects; one that is not there counts as removed.
     pub(super) fn remove(&self, names: &[&str]) -> Outcome<()> {
-        let folder = private_folder()?;
+        let folder = Private::new()?;
         for name in names {
             // With their folders here, only the files themselves are missing.
             make_folders(folder.path(), place::parent(&self.named(name)))?;
