@@ -2,6 +2,7 @@
 
 mod compose;
 mod contract;
+mod copy;
 mod damage;
 mod deployment;
 mod durability;

@@ -21,6 +21,8 @@ pub mod survey;
 pub mod undelete;
 
 #[cfg(test)]
+mod copied;
+#[cfg(test)]
 mod interleaved;
 #[cfg(test)]
 mod model;

@@ -243,8 +243,8 @@ struct CopyArgs {
     /// Destination to store to
     #[arg(long, value_name = "DEST", env = "BACKUP_COPY_DESTINATION_PATH", hide_env_values = true)]
     to: String,
-    /// As --access, for the destination to store to [default: BACKUP_COPY where such variables are
-    /// set, else as --access]
+    /// As --access, for the destination to store to [default: that of the variables `BACKUP_COPY_…`,
+    /// if there are any, else as --access]
     #[arg(long, value_name = "PREFIX")]
     to_access: Option<String>,
 }

@@ -1,0 +1,194 @@
+//! Brings objects, side files and the manifest from one destination to the other.
+
+use std::io::{Read, Write};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::Context;
+use bk_manifest::digest::{Digest, HashWriter};
+use bk_manifest::exit::{Exit, Failure};
+use bk_manifest::path::escape;
+use bk_manifest::spool::{Document, Spool};
+use bk_manifest::stream::{Error as FormatError, Reader};
+
+use super::Copy;
+use crate::base::sizes;
+use crate::catalog::NeededObject;
+use crate::destination::{ErrorKind, ObjectInfo};
+use crate::partial::Closed;
+use crate::upload::PartialWriter;
+use crate::{describe, place};
+
+/// Objects that are copied at once.
+const WORKERS: usize = 3;
+/// Bytes of each that are held.
+const BUFFER: usize = 256 << 10;
+
+impl Copy<'_> {
+    /// Refuses a source that lacks what is to be copied.
+    pub(super) fn check_source(&self, missing: &[NeededObject]) -> anyhow::Result<()> {
+        let sizes = sizes(self.from, missing)?;
+        for object in missing {
+            match sizes.get(object.name.as_str()).copied().flatten() {
+                Some(size) if size == object.record.size => {}
+                Some(size) => {
+                    let why = format!("has {size} bytes instead of {}", object.record.size);
+                    return Err(self.damaged(&object.name, &why));
+                }
+                None => return Err(self.damaged(&object.name, "is missing")),
+            }
+        }
+        Ok(())
+    }
+
+    fn damaged(&self, name: &str, why: &str) -> anyhow::Error {
+        let message = format!("'{}' at '{}' {why}", escape(name.as_bytes()), self.from.describe());
+        Failure::new(Exit::Damaged, message)
+            .hint("nothing was committed; bk-verify says what else is damaged at the source")
+            .into()
+    }
+
+    /// Copies objects, several at once; the first failure stops all.
+    pub(super) fn store_all(
+        &self,
+        missing: &[NeededObject],
+        list: &Mutex<PartialWriter<'_>>,
+    ) -> anyhow::Result<()> {
+        let next = AtomicUsize::new(0);
+        let failure = Mutex::new(None);
+        let work = || {
+            while let Some(object) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if let Err(error) = self.store(object, list) {
+                    next.store(missing.len(), Ordering::Relaxed);
+                    if let Ok(mut failure) = failure.lock() {
+                        failure.get_or_insert(error);
+                    }
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..WORKERS.min(missing.len()) {
+                scope.spawn(work);
+            }
+        });
+        match failure.into_inner() {
+            Ok(None) => Ok(()),
+            Ok(Some(error)) => Err(error),
+            Err(_) => anyhow::bail!("copying failed"),
+        }
+    }
+
+    fn store(&self, object: &NeededObject, list: &Mutex<PartialWriter<'_>>) -> anyhow::Result<()> {
+        let NeededObject { name, record } = object;
+        let list = || list.lock().map_err(|_| anyhow::anyhow!("copying failed"));
+        list()?.name(name)?;
+        let mut reader = match self.from.read(name, None) {
+            Err(error) if error.kind == ErrorKind::NotFound => {
+                return Err(self.damaged(name, "is missing"));
+            }
+            reader => reader?,
+        };
+        let mut upload = HashWriter::new(self.destination().put(name, record.size)?);
+        let mut buffer = vec![0; BUFFER];
+        let mut length = 0u64;
+        loop {
+            bk_manifest::signal::check()?;
+            let read = match reader.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    let place = self.from.describe();
+                    return Err(error)
+                        .with_context(|| format!("cannot read '{name}' at '{place}'"));
+                }
+            };
+            length += read as u64;
+            if length > record.size {
+                return Err(self.damaged(name, "is longer than it was"));
+            }
+            upload.write_all(buffer.get(..read).unwrap_or_default()).with_context(|| {
+                format!("cannot store '{name}' at '{}'", self.destination().describe())
+            })?;
+            self.progress.advance(read as u64, 0);
+            list()?.renew()?;
+        }
+        let (upload, checksum, size) = upload.finish();
+        if size != record.size {
+            return Err(self.damaged(name, &format!("has {size} bytes instead of {}", record.size)));
+        }
+        if checksum != record.checksum {
+            return Err(self.damaged(name, "does not have its checksum"));
+        }
+        match upload.commit() {
+            // Somebody else was faster.
+            Err(error) if error.kind == ErrorKind::Exists => self.compare(name, record)?,
+            committed => committed?,
+        }
+        self.progress.advance(0, 1);
+        let record = Closed { object: name.clone(), ..Closed::of(record) }.record();
+        list()?.closed(&record, Spool::new()?)
+    }
+
+    /// Puts the side files, made anew from the manifest: there is no checksum of those at the source.
+    pub(super) fn put_side_files(
+        &self,
+        document: &Document,
+        manifest: &str,
+        list: &mut PartialWriter<'_>,
+    ) -> anyhow::Result<()> {
+        let destination = self.destination();
+        let (folder, stem) = (place::parent(manifest), place::stem(manifest));
+        let file = manifest.rsplit('/').next().unwrap_or(manifest);
+        let objects = document.trailer.objects()?;
+        let files = describe::side_files(&document.header, &document.trailer, &objects, file)?;
+        for (name, text) in files {
+            let name = place::join(folder, &format!("{stem}{name}"));
+            if destination.stat(&name)?.is_some() {
+                let (there, _) = Digest::of_reader(destination.read(&name, None)?)?;
+                if there != Digest::of(text.as_bytes()) {
+                    return Err(self.taken(&name, "differs from what is to be there"));
+                }
+                continue;
+            }
+            list.name(&name)?;
+            let mut upload = destination.put(&name, text.len() as u64)?;
+            upload.write_all(text.as_bytes()).with_context(|| format!("cannot store '{name}'"))?;
+            upload.commit()?;
+        }
+        Ok(())
+    }
+
+    /// Puts the manifest byte for byte as it is stored at the source: the commit. It has been read to
+    /// its end by then and found to be the one that came in.
+    pub(super) fn put_manifest(&self, manifest: &ObjectInfo, total: Digest) -> anyhow::Result<()> {
+        let name = &manifest.name;
+        let mut upload = self.destination().put(name, manifest.size)?;
+        let context = || format!("cannot copy '{name}'");
+        let mut tee = Tee { input: self.from.read(name, None)?, output: &mut upload };
+        let read = Reader::new(&mut tee).and_then(Reader::end);
+        match read {
+            Ok((_, trailer)) if trailer.total_checksum() == Some(total) => {}
+            Ok(_) => return Err(self.damaged(name, "has changed since it was found")),
+            Err(error @ FormatError::Io(_)) => return Err(error).with_context(context),
+            Err(error) => return Err(self.damaged(name, &format!("is damaged: {error}"))),
+        }
+        std::io::copy(&mut tee, &mut std::io::sink()).with_context(context)?;
+        Ok(upload.commit()?)
+    }
+}
+
+/// Writes what is read from it.
+struct Tee<R, W> {
+    input: R,
+    output: W,
+}
+
+impl<R: Read, W: Write> Read for Tee<R, W> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        bk_manifest::signal::check()?;
+        let read = self.input.read(buffer)?;
+        self.output.write_all(buffer.get(..read).unwrap_or_default())?;
+        Ok(read)
+    }
+}
