@@ -1,7 +1,8 @@
 //! A second destination: copied to, listed, verified, pruned, built on, restored from.
 
 use std::fs;
-use std::process::Command;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 
 use crate::harness::{Sandbox, assert_same_tree, files_below, noise, run, snapshot};
 
@@ -157,4 +158,23 @@ fn a_prefix_of_another_system_is_listed_without_a_marker() {
     fs::remove_file(sandbox.path("dest/.bk-destination")).unwrap();
     let ended = sandbox.run("bk-push", &["list", "--from", "dest"], b"").expect(10);
     assert!(ended.stderr.contains("backups below it: 1"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_wait_for_a_listing_ends_with_a_signal() {
+    use std::os::unix::process::ExitStatusExt;
+    let sandbox = Sandbox::new();
+    let mut child = sandbox
+        .command("bk-push")
+        .args(["list", "--from", "dest", "--settle", "9d", "--verbose"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains("looking again"), "{line}");
+    let process = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(15));
 }

@@ -89,3 +89,22 @@ impl Access {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_says_how_to_reach_it_makes_a_second_access() {
+        let given = |name: &str, value: &str| {
+            Access::new(COPY_PREFIX, [(name.into(), value.into())]).is_given()
+        };
+        for name in ["BACKUP_COPY_S3_ENDPOINT", "BACKUP_COPY_RSYNC_PORT"] {
+            assert!(given(name, "x"), "{name}");
+            assert!(!given(name, ""), "{name}");
+        }
+        for name in ["BACKUP_COPY_DESTINATION_PATH", "BACKUP_COPY_KEEP_DAILY", "BACKUP_S3_REGION"] {
+            assert!(!given(name, "x"), "{name}");
+        }
+    }
+}

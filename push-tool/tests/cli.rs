@@ -36,6 +36,8 @@ fn a_wrong_command_line_is_usage() {
     assert_ended(&["--nonsense"], 2, "unexpected argument");
     assert_ended(&[], 2, "--to DEST");
     assert_ended(&["fetch", "--from", "x"], 2, "--target");
+    assert_ended(&["copy", "--from", "x"], 2, "--to");
+    assert_ended(&["list", "--from", "x", "--settle", "soon"], 2, "a time is a number");
     assert_ended(
         &["fetch", "--from", "x", "--target", "t", "--into", "--resume"],
         2,

@@ -265,8 +265,8 @@ fn a_source_that_lies_about_sizes_commits_nothing() {
 }
 
 #[test]
-fn a_manifest_that_is_damaged_between_its_ends_is_not_copied() {
-    let mut world = World::new();
+fn a_manifest_that_is_damaged_another_or_gone_is_not_copied() {
+    let world = World::new();
     let name = place::join(LAST, "manifest.json");
     world.from.drop_object(&name);
     let bad = String::from_utf8(world.manifest.clone()).unwrap().replace("02:21:50", "02:21:51");
@@ -278,8 +278,26 @@ fn a_manifest_that_is_damaged_between_its_ends_is_not_copied() {
     world.fails(Exit::Damaged, "another manifest");
     world.from.drop_object(&name);
     world.fails(Exit::NotFound, "no backup");
-    world.manifest = other;
     assert!(world.to.names().is_empty());
+}
+
+/// It was whole when it was found, and is not when it is copied.
+#[test]
+fn a_manifest_that_changes_under_way_is_not_committed() {
+    let other = manifest("backup-c", &["database/app.dump"], &[]).1;
+    let cut = World::new().manifest[..300].to_vec();
+    for (bad, says) in [(other, "has changed"), (cut, "is damaged")] {
+        let world = World::new();
+        let from = Arc::clone(&world.from);
+        let swap = Box::new(move |_: &mut Objects, _: &mut Time| {
+            let name = place::join(LAST, "manifest.json");
+            from.drop_object(&name);
+            from.store(&name, &bad);
+        });
+        world.to.before("SHA256SUMS", swap);
+        world.fails(Exit::Damaged, says);
+        assert!(!world.is_committed());
+    }
 }
 
 #[test]
