@@ -467,6 +467,7 @@ fn run_settings(args: &SettingsArgs, console: &Console) -> anyhow::Result<Exit> 
             now: Time::now(),
             notes: sheet_facts::notes(&settings),
             recipients: sheet_facts::recipients(&settings),
+            host_keys: sheet_facts::host_keys(&settings),
         };
         output.write_all(sheet::sheet(&settings, &facts).as_bytes())?;
         output.flush()?;

@@ -29,6 +29,8 @@ pub struct Facts {
     pub notes: BTreeMap<String, String>,
     /// Whom backups are encrypted for.
     pub recipients: Vec<String>,
+    /// Lines for a file of known hosts.
+    pub host_keys: Vec<String>,
 }
 
 /// Its text; the values of secrets are left out.
@@ -78,6 +80,7 @@ pub fn sheet(settings: &[Resolved], facts: &Facts) -> String {
             region: of_store(settings, prefix, "S3_REGION"),
             port: own("RSYNC_PORT"),
             key: own("RSYNC_SSH_KEY"),
+            known_hosts: own("SSH_KNOWN_HOSTS").map(|file| format!("UserKnownHostsFile={file}")),
             identity: is_encrypted.then(|| value("BACKUP_IDENTITY_FILE").unwrap_or("KEYFILE")),
         };
         text += &by_hand(&place, app);
@@ -86,6 +89,12 @@ pub fn sheet(settings: &[Resolved], facts: &Facts) -> String {
         text += "#\n# Encrypted for these; the private key of any one opens it, and must be kept too:\n";
         for recipient in &facts.recipients {
             let _ = writeln!(text, "#   {recipient}");
+        }
+    }
+    if !facts.host_keys.is_empty() {
+        text += "#\n# What belongs into the file of known hosts:\n";
+        for line in &facts.host_keys {
+            let _ = writeln!(text, "#   {line}");
         }
     }
     let _ = writeln!(
@@ -133,6 +142,8 @@ struct Place<'a> {
     port: Option<&'a str>,
     /// The file of the key for it.
     key: Option<&'a str>,
+    /// The option that names the file of known hosts.
+    known_hosts: Option<String>,
     /// The file of age's private key, or what stands for it.
     identity: Option<&'a str>,
 }
@@ -154,7 +165,9 @@ fn by_hand(place: &Place<'_>, app: &str) -> String {
             word(place.path)
         ),
         Ok(Location::Ssh { .. }) => {
-            let ssh = format!("ssh{}{}", option("-p", place.port), option("-i", place.key));
+            let known_hosts = option("-o", place.known_hosts.as_deref());
+            let (port, key) = (option("-p", place.port), option("-i", place.key));
+            let ssh = format!("ssh{port}{key}{known_hosts}");
             format!("#   rsync -a{} {from} {folder}/\n", option("-e", Some(&ssh)))
         }
         Ok(Location::Daemon { .. }) => format!("#   rsync -a {from} {folder}/\n"),
@@ -195,6 +208,7 @@ mod tests {
             host: "vm1".into(),
             now: Time::from_unix(1_777_342_910, 0),
             notes: BTreeMap::from([note]),
+            host_keys: vec!["nas ssh-ed25519 AAAA".into()],
             recipients: recipients.iter().map(|&recipient| recipient.to_owned()).collect(),
         };
         let text = sheet(&settings, &facts);
@@ -203,6 +217,7 @@ mod tests {
 
     const REMOTE: &str = "BACKUP_APP=picpeak\nBACKUP_DESTINATION_TYPE=rsync\nBACKUP_RSYNC_HOST=nas\n\
         BACKUP_RSYNC_PATH='/v/my backups'\nBACKUP_RSYNC_PORT=2222\nBACKUP_RSYNC_SSH_KEY=/root/key\n\
+        BACKUP_SSH_KNOWN_HOSTS=/root/hosts\n\
         BACKUP_COPY_DESTINATION_PATH=s3://b/x\nBACKUP_COPY_S3_ENDPOINT=https://s3.example.org\n\
         BACKUP_COPY_S3_ACCESS_KEY=hush1\nBACKUP_COPY_S3_SECRET_KEY=hush2\n\
         BACKUP_MIGRATE=\"it's $$HOME \\\"x\\\"\"\nBACKUP_ENCRYPT=age:age1x\n";
@@ -231,13 +246,14 @@ mod tests {
     fn the_sheet_names_what_is_needed_and_how_it_is_got_by_hand() {
         let (_, text) = made(REMOTE, &["age:age1x"]);
         for line in [
-            "#   rsync -a -e 'ssh -p 2222 -i /root/key' 'nas:/v/my backups/' backups/\n",
+            "#   rsync -a -e 'ssh -p 2222 -i /root/key -o UserKnownHostsFile=/root/hosts' 'nas:/v/my backups/' backups/\n",
             "#   aws s3 sync --endpoint-url https://s3.example.org s3://b/x copies\n",
             "#   newest=$(grep -l '^Application: picpeak (' backups/*/*/*/*/MANIFEST.txt | tail -n 1)\n",
             "BACKUP_COPY_S3_SECRET_KEY=  # secret: fill it in\n",
             "BACKUP_RSYNC_SSH_KEY=/root/key  # SHA256:abc\n",
             "#   bash \"${newest%/*}/RESTORE.txt\" restored KEYFILE\n",
             "#   age:age1x\n",
+            "#   nas ssh-ed25519 AAAA\n",
             "# those of BACKUP_CONFIG_FILES at the folder that this file is saved in: it was /srv/app\n",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");

@@ -17,13 +17,11 @@ pub fn notes(settings: &[Resolved]) -> BTreeMap<String, String> {
     let mut notes = BTreeMap::new();
     for prefix in [PREFIX, COPY_PREFIX] {
         let own = |suffix: &str| value(&format!("{prefix}{suffix}"));
-        let path = own("DESTINATION_PATH");
-        if let Some(Ok(Location::Ssh { host, .. })) = path.map(Location::parse) {
-            let keys = host_keys(&host, own("RSYNC_PORT"), own("SSH_KNOWN_HOSTS"));
-            if !keys.is_empty() {
-                let note = format!("the host's key is {}", keys.join(" or "));
-                notes.insert(format!("{prefix}DESTINATION_PATH"), note);
-            }
+        let keys = known_hosts(settings, prefix, &["-l"]);
+        let keys: Vec<String> = keys.lines().filter_map(|line| word(line, "SHA256:")).collect();
+        if !keys.is_empty() {
+            let note = format!("the host's key is {}", keys.join(" or "));
+            notes.insert(format!("{prefix}DESTINATION_PATH"), note);
         }
         let key = own("RSYNC_SSH_KEY").and_then(|file| ask("ssh-keygen", &["-l", "-f", file]));
         if let Some(fingerprint) = key.and_then(|text| word(&text, "SHA256:")) {
@@ -35,6 +33,13 @@ pub fn notes(settings: &[Resolved]) -> BTreeMap<String, String> {
         notes.insert("BACKUP_IDENTITY_FILE".into(), format!("opens what is for {recipient}"));
     }
     notes
+}
+
+/// The lines of the files of known hosts that are about the destinations.
+pub fn host_keys(settings: &[Resolved]) -> Vec<String> {
+    let text = [PREFIX, COPY_PREFIX].map(|prefix| known_hosts(settings, prefix, &[])).concat();
+    let lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    lines.map(str::to_owned).collect()
 }
 
 /// Whom backups are encrypted for: age's recipients, and the fingerprints of gpg's keys.
@@ -69,15 +74,19 @@ fn read(path: &Path) -> Option<String> {
     Some(text)
 }
 
-fn host_keys(host: &str, port: Option<&str>, known_hosts: Option<&str>) -> Vec<String> {
-    let host = match port {
-        Some(port) if port != "22" => format!("[{host}]:{port}"),
-        _ => host.to_owned(),
+/// What `ssh-keygen -F` finds of a destination's host.
+fn known_hosts(settings: &[Resolved], prefix: &str, more: &[&str]) -> String {
+    let own = |suffix: &str| find(settings, &format!("{prefix}{suffix}"));
+    let Some(Ok(Location::Ssh { host, .. })) = own("DESTINATION_PATH").map(Location::parse) else {
+        return String::new();
     };
-    let mut arguments = vec!["-l", "-F", &host];
-    arguments.extend(known_hosts.iter().flat_map(|file| ["-f", *file]));
-    let Some(text) = ask("ssh-keygen", &arguments) else { return Vec::new() };
-    text.lines().filter_map(|line| word(line, "SHA256:")).collect()
+    let host = match own("RSYNC_PORT") {
+        Some(port) if port != "22" => format!("[{host}]:{port}"),
+        _ => host,
+    };
+    let file = own("SSH_KNOWN_HOSTS").map(|file| ["-f", file]);
+    let arguments = [more, &["-F", &host], file.as_ref().map_or(&[], |file| &file[..])].concat();
+    ask("ssh-keygen", &arguments).unwrap_or_default()
 }
 
 /// What a program prints, if it is there and knows.

@@ -139,3 +139,42 @@ fn a_secret_of_a_file_reaches_the_tools_once() {
         found.contains(&"BACKUP_RSYNC_PASSWORD=") && found.contains(&"BACKUP_RSYNC_PASSWORD_FILE=")
     );
 }
+
+#[test]
+fn the_recovery_sheet_names_keys_by_their_fingerprints() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (key, identity) = (path("key"), path("identity"));
+    let made = |program: &str, arguments: &[&str]| {
+        let output = std::process::Command::new(program).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{program}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    made("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &key]);
+    made("age-keygen", &["-o", &identity]);
+    let recipient = made("age-keygen", &["-y", &identity]);
+    let public = std::fs::read_to_string(path("key.pub")).unwrap();
+    let public = public.split(' ').take(2).collect::<Vec<_>>().join(" ");
+    write(&folder.path().join("known"), format!("[nas]:2222 {public}\nother {public}\n"));
+    write(&folder.path().join("recipients"), format!("# ours\n{recipient}AGE-SECRET-KEY-1X\n"));
+    let text = format!(
+        "BACKUP_APP=a\nBACKUP_DESTINATION_PATH=me@nas:/v\nBACKUP_RSYNC_PORT=2222\n\
+         BACKUP_RSYNC_SSH_KEY={key}\nBACKUP_SSH_KNOWN_HOSTS={}\nBACKUP_IDENTITY_FILE={identity}\n\
+         BACKUP_ENCRYPT_RECIPIENTS_FILE={}\n",
+        path("known"),
+        path("recipients")
+    );
+    let ran = settings(&text, &[], &["--sheet"]).success();
+    let fingerprint = made("ssh-keygen", &["-l", "-f", &key]);
+    let fingerprint = fingerprint.split(' ').nth(1).unwrap();
+    for line in [
+        format!("BACKUP_DESTINATION_PATH=me@nas:/v  # the host's key is {fingerprint}\n"),
+        format!("#   [nas]:2222 {public}\n"),
+        format!("BACKUP_RSYNC_SSH_KEY={key}  # {fingerprint}\n"),
+        format!("BACKUP_IDENTITY_FILE={identity}  # opens what is for {recipient}"),
+        format!("#   age:{recipient}"),
+    ] {
+        assert!(ran.text().contains(&line), "{line} in\n{}", ran.text());
+    }
+    assert!(!ran.text().contains("SECRET-KEY") && !ran.text().contains("other "));
+}
