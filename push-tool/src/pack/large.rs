@@ -28,49 +28,74 @@ impl Packer<'_> {
                 }
             };
             open.describe(&mut entry);
-            if self.known.may_know_size(open.size())? {
-                let (digest, size) = open.hash()?;
-                if open.is_unchanged()?
-                    && let Some(at) = self.find_known(&digest, size, &entry)?
-                {
-                    entry.set_content(digest, size);
-                    entry.at = Some(at);
-                    self.totals.inherited += size;
-                    self.tools.progress.advance(size, 1);
-                    self.done(&entry)?;
-                    return Ok(());
-                }
-            }
-            let streamed = self.stream(&mut open, &entry)?;
-            let is_unchanged = streamed.error.is_none() && open.is_unchanged().unwrap_or(false);
+            let content = match self.look_up(&mut open, &entry)? {
+                Ok(None) => self.stream(&mut open, &entry)?,
+                Ok(Some(known)) => Ok(known),
+                Err(error) => Err(error),
+            };
+            let is_unchanged = content.is_ok() && open.is_unchanged().unwrap_or(false);
             if !is_unchanged && tries == 1 {
                 continue;
             }
-            if let Some(error) = streamed.error {
-                sources.check()?;
-                self.leave_out(&entry, &NotTaken::from(error));
-                return Ok(());
-            }
+            let content = match content {
+                Ok(content) => content,
+                Err(error) => {
+                    sources.check()?;
+                    self.leave_out(&entry, &NotTaken::from(error));
+                    return Ok(());
+                }
+            };
             if !is_unchanged {
                 self.report_changed(&entry);
             }
-            entry.set_content(streamed.digest, open.size());
-            entry.at = Some(streamed.at);
-            self.totals.stored += open.size();
-            if let Some(volume) = &mut self.volume {
-                volume.entries.push(&entry)?;
-                volume.count += 1;
+            entry.set_content(content.digest, open.size());
+            entry.at = Some(content.at);
+            if content.is_new {
+                self.totals.stored += open.size();
+                if let Some(volume) = &mut self.volume {
+                    volume.entries.push(&entry)?;
+                    volume.count += 1;
+                }
+                self.known.add(&entry)?;
+            } else {
+                self.totals.inherited += open.size();
+                self.tools.progress.advance(open.size(), 0);
             }
-            self.known.add(&entry)?;
             self.done(&entry)?;
             self.tools.progress.advance(0, 1);
             return self.close_full_volume();
         }
     }
 
+    /// Hashes a file that may be known by its size, and finds out whether it is; if not, it is at its
+    /// start again.
+    fn look_up(
+        &mut self,
+        open: &mut OpenFile<'_>,
+        entry: &Entry,
+    ) -> anyhow::Result<io::Result<Option<Content>>> {
+        if !self.known.may_know_size(open.size())? {
+            return Ok(Ok(None));
+        }
+        let (digest, size) = match open.hash() {
+            Ok(sum) => sum,
+            Err(error) => return Ok(Err(error)),
+        };
+        if size == open.size()
+            && let Some(at) = self.find_known(&digest, size, entry)?
+        {
+            return Ok(Ok(Some(Content { at, digest, is_new: false })));
+        }
+        Ok(open.rewind().map(|()| None))
+    }
+
     /// Streams a member into the volume. Whatever happens to the file, the tar stays a tar: what is
     /// missing of the announced size is filled with zeros, and no entry refers to them.
-    fn stream(&mut self, open: &mut OpenFile<'_>, entry: &Entry) -> anyhow::Result<Streamed> {
+    fn stream(
+        &mut self,
+        open: &mut OpenFile<'_>,
+        entry: &Entry,
+    ) -> anyhow::Result<io::Result<Content>> {
         let size = open.size();
         let header = volume::header(entry, size)?;
         if size > VOLUME_BYTES {
@@ -129,16 +154,17 @@ impl Packer<'_> {
             skip: Some(skip),
             ..At::default()
         };
-        Ok(Streamed { at, digest: hasher.finish().0, error: source.error })
+        let content = Content { at, digest: hasher.finish().0, is_new: true };
+        Ok(source.error.map_or(Ok(content), Err))
     }
 }
 
-/// What streaming a large file gave.
-struct Streamed {
+/// What a large file holds, and where that lies.
+struct Content {
     at: At,
     digest: Digest,
-    /// Why not all of the announced bytes could be read.
-    error: Option<io::Error>,
+    /// Whether it was stored just now.
+    is_new: bool,
 }
 
 /// The announced bytes of a file; after an error they are zeros.

@@ -4,7 +4,6 @@ use std::fs::{File, Metadata};
 use std::io::{self, Read, Seek};
 use std::os::unix::fs::MetadataExt;
 
-use anyhow::Context;
 use bk_manifest::beneath::{Cursor, Root};
 use bk_manifest::digest::Digest;
 use bk_manifest::entry::Entry;
@@ -176,24 +175,27 @@ impl<'a> OpenFile<'a> {
         }
     }
 
-    /// Hashes it from its start, to which it goes back then.
+    /// Hashes it, once opened, to its end.
     ///
     /// # Errors
     /// Those of the file.
-    pub fn hash(&mut self) -> anyhow::Result<(Digest, u64)> {
-        const CONTEXT: &str = "cannot read a source file";
-        self.rewind().context(CONTEXT)?;
-        let sum = Digest::of_reader(&mut *self).context(CONTEXT)?;
-        self.rewind().context(CONTEXT)?;
-        Ok(sum)
+    pub fn hash(&mut self) -> io::Result<(Digest, u64)> {
+        Digest::of_reader(self)
     }
 
-    fn rewind(&mut self) -> io::Result<()> {
+    /// Goes back to its start; that of an object is asked for anew.
+    ///
+    /// # Errors
+    /// Those of the file; [`io::ErrorKind::UnexpectedEof`] for an object that was replaced.
+    pub fn rewind(&mut self) -> io::Result<()> {
         match &mut self.0 {
             Inner::File { file, .. } => file.rewind(),
             Inner::Object { bucket, key, content } => {
-                let again = get(bucket, key, Some(&content.listed.etag));
-                content.bytes = again.map_err(|why| why.error)?.bytes;
+                let again = get(bucket, key, Some(&content.listed.etag)).map_err(|why| {
+                    let is_own = why.reason != Reason::Unreadable;
+                    if is_own { io::ErrorKind::UnexpectedEof.into() } else { why.error }
+                })?;
+                content.bytes = again.bytes;
                 Ok(())
             }
         }
