@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::bucket::mirror::{self, the_component};
+use crate::identity::Identities;
 use crate::s3::application::ApplicationBucket;
 use crate::testing::server::{Accident, Kind, Server};
 
@@ -21,11 +22,11 @@ fn add_from(server: &Server, document: &[u8]) -> Vec<u8> {
 fn push_from(server: &Server, document: &[u8], memory: &Arc<Memory>) -> (Exit, Vec<u8>) {
     let mut output = Vec::new();
     let reader = Reader::new(document).unwrap();
-    let options = push::Options { full: false, format: Format::Json };
+    let options = push::Options::default();
     let connect =
         |_: &str, _: &str| -> anyhow::Result<Box<dyn Bucket>> { Ok(Box::new(open(server))) };
     let store = store_on(memory, GRACE);
-    let exit = push(reader, &mut output, &store, options, &connect, &Silent).unwrap();
+    let exit = push(reader, &mut output, &store, &options, &connect, &Silent).unwrap();
     (exit, output)
 }
 
@@ -37,6 +38,8 @@ fn mirror_to(server: &Server, document: &[u8], memory: &Arc<Memory>) -> Exit {
         overwrites: true,
         deletes_strangers: true,
         is_dry: false,
+        identities: &Identities::default(),
+        temporary: &std::env::temp_dir(),
     };
     let store = store_on(memory, GRACE);
     mirror::mirror(&mut document, &store, &open(server), &options, &Silent).unwrap()
