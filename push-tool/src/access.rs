@@ -8,6 +8,8 @@ use std::ffi::OsString;
 
 use bk_manifest::exit::{Exit, fail};
 
+use crate::rate::Rate;
+
 /// What the names of our own variables begin with, unless said otherwise.
 pub const PREFIX: &str = "BACKUP";
 
@@ -72,6 +74,15 @@ impl Access {
                 Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
             }
         }
+    }
+
+    /// How many bytes a second may go to and come from a destination off this machine.
+    ///
+    /// # Errors
+    /// [`Exit::Usage`] for what is no rate.
+    pub fn rate(&self) -> anyhow::Result<Option<Rate>> {
+        let rate = self.own("LIMIT_RATE").map(str::parse).transpose();
+        rate.map_err(|error| fail(Exit::Usage, format!("{}: {error}", self.name("LIMIT_RATE"))))
     }
 
     /// A switch among our own: `true` or `false`.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bk_manifest::exit::{Exit, fail};
 
 use crate::access::Access;
+use crate::rate::Rate;
 
 /// Which host keys are taken for those of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,14 +79,6 @@ impl Settings {
             Some("no") => HostKeys::Any,
             Some(_) => return Err(malformed("RSYNC_HOST_KEYS", "it is check, accept-new or no")),
         };
-        let rate = match access.own("LIMIT_RATE").map(parse_rate) {
-            None => None,
-            Some(Some(rate)) => Some(rate),
-            Some(None) => {
-                let why = "a rate is a number of bytes a second, with K, M or G behind it";
-                return Err(malformed("LIMIT_RATE", why));
-            }
-        };
         let password = access.name("RSYNC_PASSWORD");
         Ok(Settings {
             key: file("RSYNC_SSH_KEY")?,
@@ -96,7 +89,7 @@ impl Settings {
                 _ => file("SSH_KNOWN_HOSTS")?,
             },
             host_keys,
-            rate,
+            rate: access.rate()?.map(Rate::bytes),
             patience: Duration::from_secs(30),
             names: Names {
                 key: access.name("RSYNC_SSH_KEY"),
@@ -113,21 +106,6 @@ impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Settings")
     }
-}
-
-fn parse_rate(text: &str) -> Option<u64> {
-    let (number, unit) = match text.trim_end_matches(['k', 'K', 'm', 'M', 'g', 'G']) {
-        number if number.len() + 1 < text.len() => return None,
-        number => (number, text[number.len()..].to_ascii_lowercase()),
-    };
-    let factor = match unit.as_str() {
-        "k" => 1 << 10,
-        "m" => 1 << 20,
-        "g" => 1 << 30,
-        _ => 1,
-    };
-    let rate = number.parse::<u64>().ok()?.checked_mul(factor)?;
-    (rate > 0).then_some(rate)
 }
 
 #[cfg(test)]
@@ -161,14 +139,5 @@ mod tests {
         assert_eq!(read(&[]).unwrap().host_keys, HostKeys::Known);
         let said = read(&[("BACKUP_RSYNC_HOST_KEYS", "no")]).unwrap();
         assert_eq!(said.host_keys, HostKeys::Any);
-    }
-
-    #[test]
-    fn rates_have_units() {
-        for (text, rate) in
-            [("1", Some(1)), ("2K", Some(2048)), ("3m", Some(3 << 20)), ("0", None), ("K", None)]
-        {
-            assert_eq!(parse_rate(text), rate, "{text}");
-        }
     }
 }

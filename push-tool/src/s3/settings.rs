@@ -95,9 +95,6 @@ impl Settings {
             let parse = |text: &str| text.parse().map_err(|_| format!("{name} is no number"));
             access.own(suffix).map(parse).transpose().map_err(|error| fail(Exit::Usage, error))
         };
-        let rate = access.own("LIMIT_RATE").map(str::parse).transpose().map_err(|error| {
-            fail(Exit::Usage, format!("{}: {error}", access.name("LIMIT_RATE")))
-        })?;
         Ok(Settings {
             base: base(endpoint, bucket, is_path_style)?,
             region: region.to_owned(),
@@ -107,7 +104,7 @@ impl Settings {
             delay: number("S3_RETRY_DELAY")?
                 .map_or(DEFAULT_DELAY, |delay| Duration::from_millis(delay.into())),
             stall: STALL,
-            rate,
+            rate: access.rate()?,
             names: Names {
                 keys: format!("{} and {}", group.id, group.secret),
                 region: access.name("S3_REGION"),
