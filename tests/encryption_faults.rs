@@ -43,6 +43,9 @@ fn a_program_that_dies_or_ends_early_in_an_object_makes_no_backup() {
     for (end, said) in [
         ("kill -9 $$", "signal: 9"),
         ("exit 5", "exit status: 5"),
+        // It has written all of the object, and only its end tells.
+        ("/usr/bin/age \"$@\"; exit 6", "exit status: 6"),
+        ("/usr/bin/age \"$@\"; kill -9 $$", "signal: 9"),
         // It even says that all was well.
         ("exit 0", "ended early"),
         ("/usr/bin/age \"$@\" | head -c 70000; exit 1", "exit status: 1"),
@@ -82,7 +85,7 @@ fn what_cannot_encrypt_is_told_before_anything_is_stored() {
         (&["--encrypt", &two_words], "age and gpg cannot both"),
         (&["--encrypt", "konfig=age:age1none"], "cannot encrypt"),
         (&["--encrypt", &format!("konfig={age}")], "'konfig' is to be encrypted"),
-        (&["--encrypt", "secret"], "says not how to encrypt"),
+        (&["--encrypt", "secret"], "does not say how to encrypt"),
     ] {
         let ended = sandbox.try_back_up(args).pop().unwrap().expect(2);
         assert!(ended.stderr.contains(said), "{args:?}: {}", ended.stderr);

@@ -133,7 +133,7 @@ fn items(text: &str) -> anyhow::Result<Vec<Item>> {
 
 fn malformed(text: &str) -> anyhow::Error {
     let shown = escape(text.as_bytes());
-    Failure::new(Exit::Usage, format!("'{shown}' says not how to encrypt"))
+    Failure::new(Exit::Usage, format!("'{shown}' does not say how to encrypt"))
         .hint("it is age:RECIPIENT or gpg:KEY, or for one component NAME=age:RECIPIENT")
         .into()
 }
