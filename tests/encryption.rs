@@ -346,3 +346,17 @@ fn a_key_inside_of_the_backup_is_a_warning() {
         assert_eq!(ended.stderr.contains("keep a copy elsewhere"), is_inside, "{}", ended.stderr);
     }
 }
+
+#[test]
+fn an_archive_is_secret_unless_it_is_said_to_be_public() {
+    let (sandbox, _keyring, _) = sandbox();
+    let new = ["bk-manifest", "new", "--app", "app"];
+    let public = ["bk-dump", "archive", "--name", "docs", "--public", "settings"];
+    let document = sandbox.pipe(&[&new, ARCHIVE, &public]).pop().unwrap().ok().json();
+    assert_eq!(document["run"]["secrets"], serde_json::json!(["config"]));
+    let archived = sandbox.path("settings");
+    let archived = archived.to_str().unwrap();
+    assert_eq!(document["run"]["archived"], serde_json::json!([archived, archived]));
+    assert!(document["components"][0]["public"].is_null());
+    assert_eq!(document["components"][1]["public"], true);
+}
