@@ -211,7 +211,7 @@ fn a_wrong_command_line_is_2_and_touches_nothing() {
         &["--from", "dest", "--standalone", "--keep-last", "1", "--time-zone", "Nowhere"],
         &["--from", "dest", "--standalone", "--keep-last", "1", "--week-start", "friday"],
         &["--from", "dest", "--standalone", "--keep-last", "1", "--series", "x"],
-        &["--from", "s3://bucket", "--standalone", "--keep-last", "1"],
+        &["--from", "ftp://host/x", "--standalone", "--keep-last", "1"],
     ] {
         let output = prune(folder.path(), arguments, b"");
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
