@@ -33,6 +33,7 @@ prepare() {
   need radosgw radosgw 'an object store of the tests'\'' own'
   need ceph-mon ceph-mon 'what that store stands on'
   need ceph-osd ceph-osd 'and keeps its objects in'
+  need faketime faketime 'gives a program a clock that is wrong'
   need curl curl 'asks the store as a stranger would'
   need sqlite3 sqlite3 'makes and reads databases'
   need jq jq 'reads manifests as a person would'

@@ -81,16 +81,27 @@ fn code(status: std::process::ExitStatus) -> i32 {
 pub struct Sandbox {
     dir: tempfile::TempDir,
     variables: BTreeMap<String, OsString>,
+    destination: String,
 }
 
 impl Sandbox {
     /// An empty tree, and a destination.
     pub fn new() -> Self {
-        let sandbox = Sandbox { dir: tempfile::tempdir().unwrap(), variables: BTreeMap::new() };
+        let sandbox = Sandbox::with_destination("dest");
+        sandbox.init("dest", "24h");
+        sandbox
+    }
+
+    /// The same where the backups go elsewhere, and nothing is there yet.
+    pub fn with_destination(destination: &str) -> Self {
+        let sandbox = Sandbox {
+            dir: tempfile::tempdir().unwrap(),
+            variables: BTreeMap::new(),
+            destination: destination.to_owned(),
+        };
         for folder in ["src", "tmp", "home"] {
             fs::create_dir(sandbox.path(folder)).unwrap();
         }
-        sandbox.init("dest", "24h");
         sandbox
     }
 
@@ -190,7 +201,7 @@ impl Sandbox {
             .collect()
     }
 
-    /// Backs the tree up to `dest`, on top of the latest backup there; every step must do well.
+    /// Backs the tree up to the destination, on top of the latest backup there; every step must do well.
     /// Returns the document that push printed.
     #[track_caller]
     pub fn back_up(&self) -> Vec<u8> {
@@ -204,11 +215,14 @@ impl Sandbox {
 
     /// As [`Sandbox::back_up`], with more arguments for push; tells how the steps ended.
     pub fn try_back_up(&self, push: &[&str]) -> Vec<Ended> {
-        let latest = ["manifest", "latest", "--from", "dest", "--app", "app", "--or-none"];
+        let dest = self.destination.as_str();
+        let latest = ["manifest", "latest", "--from", dest, "--app", "app", "--or-none"];
         let parent = self.run("bk-push", &latest, b"");
-        assert_eq!(parent.code, 0, "{}", parent.stderr);
+        if parent.code != 0 {
+            return vec![parent];
+        }
         fs::write(self.path("parent.json"), parent.stdout).unwrap();
-        let push = [&["bk-push", "--to", "dest"][..], push].concat();
+        let push = [&["bk-push", "--to", dest][..], push].concat();
         self.pipe(&[
             &["bk-manifest", "new", "--app", "app", "--parent", "parent.json"],
             &["bk-manifest", "add", "--root", "src"],
@@ -219,13 +233,14 @@ impl Sandbox {
     /// Fetches a document into `target`; every byte must come.
     #[track_caller]
     pub fn fetch(&self, document: &[u8], target: &str) {
-        self.run("bk-push", &["fetch", "--from", "dest", "--target", target], document).expect(0);
+        let fetch = ["fetch", "--from", &self.destination, "--target", target];
+        self.run("bk-push", &fetch, document).expect(0);
     }
 
-    /// The latest manifest at `dest`.
+    /// The latest manifest at the destination.
     #[track_caller]
     pub fn latest(&self) -> Vec<u8> {
-        self.run("bk-push", &["manifest", "latest", "--from", "dest"], b"").ok().stdout
+        self.run("bk-push", &["manifest", "latest", "--from", &self.destination], b"").ok().stdout
     }
 
     /// The backups' folders at `dest`, oldest first.
