@@ -30,6 +30,7 @@ mod postgres_restore_in_place;
 mod postgres_restore_refused;
 mod postgres_transport;
 mod proxy;
+mod rsync;
 mod s3;
 mod s3_faults;
 mod server;

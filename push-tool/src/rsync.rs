@@ -1,7 +1,7 @@
 //! Destinations that rsync reaches: a host by ssh, or a daemon.
 //!
-//! A host that gives us a shell is a [`far::Far`]: rsync carries large objects, the shell does what rsync
-//! cannot. Where there is none, as with `rrsync` or a daemon, [`alone::Alone`] does with rsync what it can.
+//! A host that gives us a shell is a `far::Far`: rsync carries large objects, the shell does what rsync
+//! cannot. Where there is none, as with `rrsync` or a daemon, `alone::Alone` does with rsync what it can.
 
 mod alone;
 mod far;

@@ -57,14 +57,21 @@ impl Stage {
 
 impl Write for Stage {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.file.is_none() && self.bytes.len() + bytes.len() > self.limit {
-            self.file = Some(StagedFile::create(&self.bytes)?);
-            self.bytes = Vec::new();
-        }
-        match &mut self.file {
-            None => self.bytes.extend_from_slice(bytes),
-            Some((_, file)) => file.write_all(bytes)?,
-        }
+        let mut stage = || {
+            if self.file.is_none() && self.bytes.len() + bytes.len() > self.limit {
+                self.file = Some(StagedFile::create(&self.bytes)?);
+                self.bytes = Vec::new();
+            }
+            match &mut self.file {
+                None => self.bytes.extend_from_slice(bytes),
+                Some((_, file)) => file.write_all(bytes)?,
+            }
+            Ok(())
+        };
+        // A disk that is full here is not the one over there.
+        stage().map_err(|error: io::Error| {
+            io::Error::new(error.kind(), format!("in the folder of temporary files here: {error}"))
+        })?;
         self.length += bytes.len() as u64;
         Ok(bytes.len())
     }

@@ -31,7 +31,7 @@ pub(super) fn before(name: &str, now: Time) -> String {
     with_suffix(name, &format!("{BEFORE}{}", now.format("%Y%m%dT%H%M%SZ")))
 }
 
-/// Whether [`before`] has given that name.
+/// Whether that is the name of a database that was replaced, by a restore.
 pub fn is_before(name: &str) -> bool {
     let is_stamp = |(at, c): (usize, char)| match at {
         8 => c == 'T',
