@@ -268,7 +268,8 @@ pub const SETTINGS: &[(&str, &[Setting])] = &[
                 BOOLEAN,
                 "Let configuration and roles leave this host although they are not encrypted",
             )
-            .default("false"),
+            .default("false")
+            .also_for_copy(),
             setting(
                 "BACKUP_ENCRYPTION_ENABLED",
                 BOOLEAN,

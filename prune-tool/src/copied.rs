@@ -41,7 +41,7 @@ impl World {
             store
         };
         let (from, to) = (named(&self.from, "a"), named(&self.to, "b"));
-        bk_push::copy::copy(&mut document, &from, &to, &Silent).map(|_| ())
+        bk_push::copy::copy(&mut document, &from, &to, false, &Silent).map(|_| ())
     }
 
     /// Keeps the newest, until nothing is left to do.

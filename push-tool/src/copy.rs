@@ -24,7 +24,7 @@ use crate::locate::{Located, locate};
 use crate::partial::Begun;
 use crate::store::Store;
 use crate::upload::PartialWriter;
-use crate::{commit, place};
+use crate::{commit, place, secrets};
 
 mod look;
 mod transfer;
@@ -35,13 +35,14 @@ const PASSES: usize = 4;
 /// Copies the backup that the document describes, and notes in it where it lies now.
 ///
 /// # Errors
-/// [`Exit::Usage`] if both are one destination, [`Exit::Damaged`] for what is not at the source as
+/// [`Exit::Usage`] if both are one destination, or for secrets in clear where those are refused, [`Exit::Damaged`] for what is not at the source as
 /// recorded, [`Exit::Busy`] where a prune is at work on what is needed, [`Exit::Failed`] for a name
 /// that is taken by other content. No backup exists at the destination then that was not there.
 pub fn copy(
     document: &mut Document,
     from: &Store,
     to: &Store,
+    refuses_plain_secrets: bool,
     progress: &dyn Progress,
 ) -> anyhow::Result<Exit> {
     if from.marker.id == to.marker.id {
@@ -52,6 +53,9 @@ pub fn copy(
     let Some(backup) = document.header.backup()? else {
         return Err(fail(Exit::NotFound, "the manifest describes no backup: nothing to copy"));
     };
+    if refuses_plain_secrets {
+        secrets::check_stored(&document.trailer.components()?)?;
+    }
     let total = document.trailer.total_checksum().context("the manifest has no sum")?;
     let series = document.header.series()?;
     let manifest = find_source(document, from, &backup.id, total)?;

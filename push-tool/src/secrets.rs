@@ -6,8 +6,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use bk_manifest::exit::{Exit, Failure};
-use bk_manifest::manifest::{HostPath, Run, SourceKind};
+use bk_manifest::manifest::{Component, HostPath, Run, SourceKind};
+use bk_manifest::path::escape;
 use bk_manifest::progress::Progress;
+use serde_json::Value;
 
 use crate::push::Options;
 
@@ -22,14 +24,8 @@ pub fn check(run: &Run, options: &Options, progress: &dyn Progress) -> anyhow::R
     options.encryption.check(&components)?;
     let is_plain = |component: &&String| options.encryption.of(component).is_none();
     let plain: Vec<&str> = run.secrets.iter().filter(is_plain).map(String::as_str).collect();
-    if options.refuses_plain_secrets && !plain.is_empty() {
-        let names = plain.join(", ");
-        let message = format!("secrets would leave this host in clear: {names}");
-        return Err(Failure::new(Exit::Usage, message)
-            .hint("encrypt them: --encrypt age:RECIPIENT (BACKUP_ENCRYPT)")
-            .hint("an archive without secrets: bk-dump archive --public")
-            .hint("or say that it is meant so: --plaintext-secrets (BACKUP_PLAINTEXT_SECRETS)")
-            .into());
+    if options.refuses_plain_secrets {
+        refuse_plain(&plain)?;
     }
     if let Some(identity) = &options.identity
         && is_inside(run, identity)
@@ -40,6 +36,35 @@ pub fn check(run: &Run, options: &Options, progress: &dyn Progress) -> anyhow::R
         ));
     }
     Ok(())
+}
+
+/// Looks at the components of a stored backup before it goes to another host.
+///
+/// # Errors
+/// [`Exit::Usage`] for secrets that are stored in clear.
+pub fn check_stored(components: &[Component]) -> anyhow::Result<()> {
+    let is_plain = |component: &&Component| {
+        let text = |name: &str| component.extra.get(name).and_then(Value::as_str);
+        let is_clear =
+            text("encryption").is_none_or(|how| how.split(", ").any(|one| one == "none"));
+        let is_public = component.extra.get("public") == Some(&Value::Bool(true));
+        matches!(&*component.kind, "archive" | "globals") && !is_public && is_clear
+    };
+    let plain: Vec<&str> =
+        components.iter().filter(is_plain).map(|component| &*component.name).collect();
+    refuse_plain(&plain)
+}
+
+fn refuse_plain(components: &[&str]) -> anyhow::Result<()> {
+    if components.is_empty() {
+        return Ok(());
+    }
+    let message = format!("secrets would leave this host in clear: {}", components.join(", "));
+    Err(Failure::new(Exit::Usage, escape(message.as_bytes()))
+        .hint("have bk-push encrypt them: --encrypt age:RECIPIENT (BACKUP_ENCRYPT)")
+        .hint("an archive without secrets: bk-dump archive --public")
+        .hint("or say that it is meant so: --plaintext-secrets (BACKUP_PLAINTEXT_SECRETS)")
+        .into())
 }
 
 /// Whether a file lies in a tree or an archive of this run.
@@ -66,7 +91,7 @@ mod tests {
     use bk_manifest::exit::classify;
     use bk_manifest::manifest::Source;
     use bk_manifest::progress::Silent;
-    use bk_manifest::stream::Format;
+    use serde_json::json;
 
     #[test]
     fn secrets_in_clear_are_refused_unless_that_is_said() {
@@ -92,13 +117,8 @@ mod tests {
             (true, both.as_str(), true),
             (true, one.as_str(), false),
         ] {
-            let options = Options {
-                full: false,
-                format: Format::Json,
-                encryption: Choice::new(&[encrypt.to_owned()], None).unwrap(),
-                refuses_plain_secrets,
-                identity: None,
-            };
+            let encryption = Choice::new(&[encrypt.to_owned()], None).unwrap();
+            let options = Options { encryption, refuses_plain_secrets, ..Options::default() };
             match check(&run, &options, &Silent) {
                 Ok(()) => assert!(is_fine, "{encrypt}"),
                 Err(error) => {
@@ -108,6 +128,25 @@ mod tests {
                     assert!(!error.to_string().contains("database"), "{error:#}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_stored_backup_is_asked_for_secrets_in_clear_too() {
+        for (kind, extra, is_fine) in [
+            ("archive", json!({}), false),
+            ("archive", json!({"public": true}), true),
+            ("archive", json!({"public": "yes"}), false),
+            ("archive", json!({"encryption": "age"}), true),
+            ("globals", json!({"encryption": "age, none"}), false),
+            ("postgresql", json!({}), true),
+        ] {
+            let record = json!({"name": "config", "kind": kind, "status": "complete"});
+            let mut component: Component = serde_json::from_value(record).unwrap();
+            component.extra = extra.as_object().unwrap().clone();
+            let checked = check_stored(&[component]);
+            assert_eq!(checked.is_ok(), is_fine, "{kind} {extra}");
+            assert!(checked.is_err_and(|error| classify(&error) == Exit::Usage) != is_fine);
         }
     }
 }

@@ -8,6 +8,7 @@ use bk_manifest::stream::Format;
 use super::access::AccessArgs;
 use crate::access::{self, Access};
 use crate::copy;
+use crate::location::Location;
 use crate::store::Store;
 
 #[derive(Debug, clap::Args)]
@@ -24,6 +25,9 @@ pub(super) struct CopyArgs {
     /// if there are any, else as --access]
     #[arg(long, value_name = "PREFIX")]
     to_access: Option<String>,
+    /// Let archives and roles leave this host in clear; also `PREFIX_PLAINTEXT_SECRETS=true`
+    #[arg(long)]
+    plaintext_secrets: bool,
 }
 
 impl CopyArgs {
@@ -43,8 +47,12 @@ pub(super) fn run(args: &CopyArgs, console: &Console) -> anyhow::Result<Exit> {
     let input = console.input("bk-push manifest ID --from A | bk-push copy --from A --to B")?;
     let mut document = Document::read(input)?;
     let from = Store::open(&args.from, &args.access.read())?;
-    let to = Store::open(&args.to, &args.read_to_access())?;
-    let exit = copy::copy(&mut document, &from, &to, console)?;
+    let access = args.read_to_access();
+    let allows_plain =
+        args.plaintext_secrets || access.switch("PLAINTEXT_SECRETS")?.unwrap_or(false);
+    let refuses_plain = Location::parse(&args.to)?.is_remote() && !allows_plain;
+    let to = Store::open(&args.to, &access)?;
+    let exit = copy::copy(&mut document, &from, &to, refuses_plain, console)?;
     document.write(console.output(), Format::Json)?;
     Ok(exit)
 }

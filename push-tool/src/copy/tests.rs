@@ -92,7 +92,8 @@ impl World {
 
     fn copy(&self) -> anyhow::Result<(Exit, Document)> {
         let mut document = Document::read(&self.manifest[..]).unwrap();
-        let exit = copy(&mut document, &store(&self.from, "a"), &store(&self.to, "b"), &Silent)?;
+        let exit =
+            copy(&mut document, &store(&self.from, "a"), &store(&self.to, "b"), false, &Silent)?;
         Ok((exit, document))
     }
 
@@ -170,7 +171,8 @@ fn what_was_proved_at_the_source_proves_nothing_here() {
         "scope": "all", "time": "2026-05-01T00:00:00Z", "host": "vm1"});
     let end: EndRun = serde_json::from_value(json!({"code": 3, "proofs": [proof]})).unwrap();
     document.trailer.set_run(&end);
-    let exit = copy(&mut document, &store(&world.from, "a"), &store(&world.to, "b"), &Silent);
+    let exit =
+        copy(&mut document, &store(&world.from, "a"), &store(&world.to, "b"), false, &Silent);
     assert_eq!(exit.unwrap(), Exit::Partial, "the code that came in is passed on");
     assert_eq!(document.trailer.run().unwrap().proofs, []);
 }
@@ -366,7 +368,8 @@ fn a_backup_that_has_lost_an_object_gets_it_again() {
 fn one_destination_is_no_copy() {
     let world = World::new();
     let mut document = Document::read(&world.manifest[..]).unwrap();
-    let error = copy(&mut document, &store(&world.from, "a"), &store(&world.from, "a"), &Silent);
+    let error =
+        copy(&mut document, &store(&world.from, "a"), &store(&world.from, "a"), false, &Silent);
     assert_eq!(classify(&error.unwrap_err()), Exit::Usage);
 }
 
