@@ -1,5 +1,6 @@
 //! The same over HTTP: pages, refusals, cut answers, and the time that objects take.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
@@ -45,11 +46,14 @@ fn mirror_to(server: &Server, document: &[u8], memory: &Arc<Memory>) -> Exit {
     mirror::mirror(&mut document, &store, &open(server), &options, &Silent).unwrap()
 }
 
-fn contents(server: &Server) -> Vec<(String, Vec<u8>, Vec<(String, String)>)> {
+type Content = (Vec<u8>, Vec<(String, String)>);
+
+/// What each key has: bytes and headers.
+fn contents(server: &Server) -> BTreeMap<String, Content> {
     let bucket = server.bucket();
     let objects = bucket.objects.iter();
     objects
-        .map(|(key, object)| (key.clone(), object.bytes.clone(), object.metadata.clone()))
+        .map(|(key, object)| (key.clone(), (object.bytes.clone(), object.metadata.clone())))
         .collect()
 }
 
