@@ -24,7 +24,7 @@ fn assert_ended(args: &[&str], code: i32, says: &str) {
 
 #[test]
 fn every_command_has_help() {
-    for command in ["init", "list", "manifest", "fetch", "copy"] {
+    for command in ["init", "add", "list", "manifest", "fetch", "copy"] {
         let output = bk_push(&[command, "--help"]);
         assert!(output.status.success());
         assert!(String::from_utf8(output.stdout).unwrap().contains("Usage: bk-push"));
@@ -43,6 +43,17 @@ fn a_wrong_command_line_is_usage() {
         2,
         "cannot be used",
     );
+    assert_ended(
+        &["fetch", "--from", "x", "--bucket", "s3://b", "--delete-strangers"],
+        2,
+        "--into",
+    );
+    assert_ended(
+        &["fetch", "--from", "x", "--bucket", "s3://b", "--target", "t"],
+        2,
+        "cannot be used",
+    );
+    assert_ended(&["fetch", "--from", "x", "--bucket", "/b"], 2, "is no bucket");
     assert_ended(&["list", "--from", "x", "--series", "s"], 10, "bk-push init");
     assert_ended(&["init", "--to", "x", "--grace", "soon"], 2, "a time is a number");
     assert_ended(&["manifest", "latest", "--from", "x", "--before", "noon"], 2, "--before");

@@ -124,10 +124,9 @@ impl<'a> OpenFile<'a> {
     ) -> Result<Self, NotTaken> {
         let key = std::str::from_utf8(located.below.as_bytes()).map_err(io::Error::other)?;
         let mut content = get(bucket, key, None)?;
-        // A listing knows the time better than an answer does, which has no fractions of a second.
-        if bucket::etag(entry) == Some(&content.listed.etag)
-            && entry.mtime.is_some_and(|listed| listed.unix().0 == content.listed.modified.unix().0)
-        {
+        // Of the same content a listing knows the time better than an answer, which has no fractions of a
+        // second: it is the one that the next listing is compared with.
+        if bucket::etag(entry) == Some(&content.listed.etag) {
             content.listed.modified = entry.mtime.unwrap_or(content.listed.modified);
         }
         Ok(OpenFile(Inner::Object { bucket, key: key.to_owned(), content }))
