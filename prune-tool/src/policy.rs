@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use bk_manifest::manifest::Status;
+use bk_manifest::manifest::{Component, Status};
 use bk_manifest::time::Time;
 use bk_push::catalog::BackupInfo;
 use jiff::Timestamp;
@@ -35,14 +35,19 @@ impl Backup {
 
 impl From<&BackupInfo> for Backup {
     fn from(info: &BackupInfo) -> Self {
-        let mut components = BTreeMap::new();
-        // One that was skipped is not in the backup: an earlier backup that has it stays for it.
-        for component in info.components.iter().filter(|one| one.status != Status::Skipped) {
-            let is_complete = component.status == Status::Complete;
-            *components.entry(component.name.clone()).or_insert(true) &= is_complete;
-        }
+        let components = components(&info.components);
         Backup { id: info.id.clone(), time: info.time, components }
     }
+}
+
+/// What a backup holds, and whether all of it. One that was skipped is not in it: an earlier backup
+/// that has it stays for it.
+fn components(records: &[Component]) -> BTreeMap<String, bool> {
+    let mut components = BTreeMap::new();
+    for record in records.iter().filter(|record| record.status != Status::Skipped) {
+        *components.entry(record.name.clone()).or_insert(true) &= record.status == Status::Complete;
+    }
+    components
 }
 
 /// Why a backup stays.
@@ -238,6 +243,27 @@ mod tests {
             time: format!("{day}T{hour}:00:00Z").parse().unwrap(),
             components: components.iter().map(|(name, is)| ((*name).to_owned(), *is)).collect(),
         }
+    }
+
+    #[test]
+    fn what_was_skipped_is_not_held_and_makes_nothing_partial() {
+        let record = |name: &str, status| Component {
+            name: name.into(),
+            kind: "bucket".into(),
+            status,
+            extra: serde_json::Map::new(),
+        };
+        let skipped = record("minio", Status::Skipped);
+        let (files, half) = (record("files", Status::Complete), record("db", Status::Partial));
+        let held = |records: &[Component]| {
+            let time = "2026-04-28T00:00:00Z".parse().unwrap();
+            Backup { id: "b".into(), time, components: components(records) }
+        };
+        let backup = held(&[files.clone(), skipped.clone()]);
+        assert!(backup.is_complete() && !backup.components.contains_key("minio"));
+        assert!(!held(&[files, half]).is_complete());
+        // Nothing but what was skipped is nothing.
+        assert!(!held(&[skipped]).is_complete());
     }
 
     fn rules(text: &str) -> Rules {
