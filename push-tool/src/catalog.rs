@@ -127,7 +127,7 @@ impl Catalog {
     /// # Errors
     /// As [`Catalog::read`].
     pub fn of(destination: &dyn Destination, manifests: Vec<ObjectInfo>) -> anyhow::Result<Self> {
-        let read = parallel::map(manifests, |object| -> anyhow::Result<_> {
+        let read = parallel::map(destination.at_once(), manifests, |object| -> anyhow::Result<_> {
             bk_manifest::signal::check()?;
             let read = read_manifest(destination, &object);
             // Gone since the listing: prune or a withdrawn commit.

@@ -160,6 +160,11 @@ pub trait Destination: Send + Sync {
         Vec::new()
     }
 
+    /// How many small requests are worth sending at once: many where each mostly waits for an answer.
+    fn at_once(&self) -> usize {
+        1
+    }
+
     /// Requests that were sent so far, where they are counted: some stores charge for each.
     fn requests(&self) -> Option<u64> {
         None

@@ -69,7 +69,7 @@ pub fn read_all(destination: &dyn Destination) -> anyhow::Result<Vec<PlacedMark>
         object.as_ref().map_or(true, |object| is_mark(&object.name))
     };
     let objects = destination.list(FOLDER)?.filter(is_one).collect::<Result<Vec<_>, _>>()?;
-    let marks = parallel::map(objects, |object| read(destination, object));
+    let marks = parallel::map(destination.at_once(), objects, |object| read(destination, object));
     let mut marks =
         marks.into_iter().filter_map(Result::transpose).collect::<Result<Vec<_>, _>>()?;
     marks.sort_by(|a, b| a.object.name.cmp(&b.object.name));

@@ -2,12 +2,13 @@
 
 use std::sync::{Mutex, PoisonError};
 
-/// How many are done at once.
-const AT_ONCE: usize = 16;
-
-/// Does `work` on all items, several at once, and gives the results in the items' order.
-pub fn map<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
-    let count = items.len().min(AT_ONCE);
+/// Does `work` on all items, so many at once, and gives the results in the items' order.
+pub fn map<T: Send, R: Send>(
+    at_once: usize,
+    items: Vec<T>,
+    work: impl Fn(T) -> R + Sync,
+) -> Vec<R> {
+    let count = items.len().min(at_once);
     if count < 2 {
         return items.into_iter().map(work).collect();
     }
@@ -37,14 +38,18 @@ mod tests {
 
     #[test]
     fn several_are_done_at_once_and_keep_their_order() {
+        const AT_ONCE: usize = 16;
         let all = Barrier::new(AT_ONCE);
-        let doubled = map((0..AT_ONCE).collect(), |number| {
+        let doubled = map(AT_ONCE, (0..AT_ONCE).collect(), |number| {
             // Nobody gets on before all are here.
             all.wait();
             number * 2
         });
         assert_eq!(doubled, (0..AT_ONCE).map(|number| number * 2).collect::<Vec<_>>());
-        assert_eq!(map((0..1000).collect(), |number: u32| number), (0..1000).collect::<Vec<_>>());
-        assert!(map(Vec::new(), |()| ()).is_empty());
+        assert_eq!(
+            map(4, (0..1000).collect(), |number: u32| number),
+            (0..1000).collect::<Vec<_>>()
+        );
+        assert!(map(4, Vec::new(), |()| ()).is_empty());
     }
 }

@@ -132,7 +132,9 @@ impl PartialList {
     pub fn objects(&self, destination: &dyn Destination) -> anyhow::Result<Vec<String>> {
         let Some(begun) = &self.begun else { return Ok(Vec::new()) };
         let pieces = self.of_kind(NAME).collect();
-        let named = parallel::map(pieces, |piece| read_json::<Named>(destination, piece));
+        let named = parallel::map(destination.at_once(), pieces, |piece| {
+            read_json::<Named>(destination, piece)
+        });
         let named = named.into_iter().filter_map(Result::transpose);
         named.map(|named| Ok(crate::place::object(&begun.folder, &named?.object)?)).collect()
     }

@@ -263,6 +263,10 @@ impl Destination for S3 {
         rules::limits(self)
     }
 
+    fn at_once(&self) -> usize {
+        16
+    }
+
     fn requests(&self) -> Option<u64> {
         Some(self.client.requests())
     }

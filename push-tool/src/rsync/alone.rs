@@ -27,6 +27,8 @@ type Outcome<T> = std::result::Result<T, Fault>;
 
 /// Objects kept for more ranges: a volume is read in many.
 const KEPT: usize = 2;
+/// Requests at once: each is a program of its own, and sshd lets ten share a connection.
+pub(super) const AT_ONCE: usize = 4;
 
 /// A destination by rsync alone.
 pub(super) struct Alone {
@@ -140,6 +142,10 @@ pub(super) fn checked(name: &str) -> Outcome<RelPath> {
 impl Destination for Alone {
     fn describe(&self) -> String {
         self.place().to_owned()
+    }
+
+    fn at_once(&self) -> usize {
+        AT_ONCE
     }
 
     fn limits(&self) -> Vec<String> {

@@ -11,7 +11,7 @@ use bk_manifest::exit::{Exit, Failure};
 use bk_manifest::lock::Lock;
 use bk_manifest::time::Time;
 
-use super::alone::{Alone, checked, sweep};
+use super::alone::{AT_ONCE, Alone, checked, sweep};
 use super::fault::Fault;
 use super::link::{Link, Reply};
 use super::listing::{self, Record, UNFINISHED, is_object};
@@ -253,6 +253,10 @@ fn range_lines(range: Option<&Range<u64>>) -> (String, String) {
 impl Destination for Far {
     fn describe(&self) -> String {
         self.alone.describe()
+    }
+
+    fn at_once(&self) -> usize {
+        AT_ONCE
     }
 
     fn limits(&self) -> Vec<String> {
