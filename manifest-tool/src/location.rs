@@ -94,6 +94,10 @@ impl Location {
                 if !is_safe(host) || user.as_deref().is_some_and(|user| !is_safe(user)) {
                     return Err(malformed("it names no host").into());
                 }
+                // Other programs write a bucket so; ssh would look for a host of that name.
+                if user.is_none() && matches!(host, "s3" | "rsync" | "ssh" | "sftp" | "file") {
+                    return Err(malformed("'//' is missing behind its scheme").into());
+                }
                 if path.is_empty() {
                     return Err(malformed("it names no folder").into());
                 }
@@ -169,6 +173,8 @@ mod tests {
             "s3://bucket/a//b",
             "s3://key:secret@bucket/x",
             "ftp://host/x",
+            "s3:bucket/x",
+            "s3:/bucket",
             "-oProxyCommand=touch x:/path",
             "user@-oProxyCommand=x:/path",
             "-l@host:/path",
