@@ -203,7 +203,7 @@ mod tests {
         let settings = resolve(&sources, &[]).unwrap();
         let note = ("BACKUP_RSYNC_SSH_KEY".to_owned(), "SHA256:abc".to_owned());
         let facts = Facts {
-            folder: "/work".into(),
+            folder: "/srv/now".into(),
             config_folder: "/srv/app".into(),
             host: "vm1".into(),
             now: Time::from_unix(1_777_342_910, 0),
@@ -264,7 +264,7 @@ mod tests {
         let command = "#   aws s3 sync --endpoint-url http://minio:9000 s3://geo/backups copies\n";
         assert!(text.contains(command), "{text}");
         let (_, text) = made("BACKUP_APP=a\nBACKUP_DESTINATION_PATH=it's here\n", &[]);
-        assert!(text.contains("' '/work/it'\\''s here'/*/*/*/*/MANIFEST.txt"), "{text}");
+        assert!(text.contains("' '/srv/now/it'\\''s here'/*/*/*/*/MANIFEST.txt"), "{text}");
         assert!(!text.contains("--copy") && !text.contains("IDENTITY"), "{text}");
     }
 }

@@ -308,6 +308,18 @@ fn is_yaml_word(word: &str) -> bool {
         )
 }
 
+/// A document that would take up all memory, were its aliases followed; it lacks its files.
+#[cfg(test)]
+pub(crate) fn alias_bomb() -> String {
+    use std::fmt::Write;
+    let mut bomb = String::from("version: '2.0'\na0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
+    for level in 1..12 {
+        let alias = format!("*a{},", level - 1).repeat(10);
+        writeln!(bomb, "a{level}: &a{level} [{alias}]").unwrap();
+    }
+    bomb
+}
+
 #[cfg(test)]
 mod tests {
     use crate::stream::{Format, Reader, Writer};
@@ -347,13 +359,7 @@ mod tests {
 
     #[test]
     fn an_alias_bomb_is_refused() {
-        use std::fmt::Write;
-        let mut bomb = String::from("version: '2.0'\na0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
-        for level in 1..12 {
-            let alias = format!("*a{},", level - 1).repeat(10);
-            writeln!(bomb, "a{level}: &a{level} [{alias}]").unwrap();
-        }
-        bomb += "files: {manifest: []}\n";
+        let bomb = super::alias_bomb() + "files: {manifest: []}\n";
         assert!(Reader::new(bomb.as_bytes()).is_err());
     }
 }
