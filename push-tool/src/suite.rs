@@ -34,13 +34,19 @@ fn put(destination: &dyn Destination, name: &str, bytes: &[u8]) {
     upload.commit().unwrap();
 }
 
-fn read(destination: &dyn Destination, name: &str, range: Option<std::ops::Range<u64>>) -> Vec<u8> {
+/// The bytes of an object, or of a range of it.
+pub(crate) fn read(
+    destination: &dyn Destination,
+    name: &str,
+    range: Option<std::ops::Range<u64>>,
+) -> Vec<u8> {
     let mut bytes = Vec::new();
     destination.read(name, range).unwrap().read_to_end(&mut bytes).unwrap();
     bytes
 }
 
-fn names(destination: &dyn Destination, folder: &str) -> Vec<String> {
+/// The names below a folder, sorted.
+pub(crate) fn names(destination: &dyn Destination, folder: &str) -> Vec<String> {
     let mut names: Vec<String> =
         destination.list(folder).unwrap().map(|object| object.unwrap().name).collect();
     names.sort();

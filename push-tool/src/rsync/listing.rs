@@ -74,7 +74,7 @@ pub(super) fn is_object(name: &str) -> bool {
 /// Whether it is something that an upload left below [`UNFINISHED`].
 pub(super) fn is_unfinished(name: &str) -> bool {
     let Some(file) = name.strip_prefix(".bk/tmp/") else { return false };
-    // rsync's own are called `NAME.XXXXXX`.
+    // rsync puts a dot and six letters or digits behind its own.
     let is_rsyncs = file.rsplit_once('.').is_some_and(|(_, end)| {
         end.len() == 6 && end.bytes().all(|byte| byte.is_ascii_alphanumeric())
     });

@@ -30,6 +30,17 @@ macro_rules! go {
     };
 }
 
+/// Makes a file the input of what follows, and says `ok`; or says that there is none.
+macro_rules! open {
+    () => {
+        concat!(
+            "enter \"$folder\"; case $? in 1) echo missing; exit 0 ;; 2) link ;; esac; ",
+            "[ ! -L \"./$last\" ] || link; [ -f \"./$last\" ] || { echo missing; exit 0; }; ",
+            "exec <\"./$last\" || exit 1; echo ok; ",
+        )
+    };
+}
+
 /// `make FOLDER` goes to a folder and makes it and those above it where they are missing.
 macro_rules! make {
     () => {
@@ -93,21 +104,13 @@ pub(super) const READ: &str = concat!(
     root!(),
     go!(),
     "IFS= read -r folder; IFS= read -r last; read -r from; read -r count; ",
-    "enter \"$folder\"; case $? in 1) echo missing; exit 0 ;; 2) link ;; esac; ",
-    "[ ! -L \"./$last\" ] || link; [ -f \"./$last\" ] || { echo missing; exit 0; }; ",
-    "exec <\"./$last\" || exit 1; echo ok; ",
+    open!(),
     "if [ \"$count\" = all ]; then exec cat; else tail -c \"+$from\" | head -c \"$count\"; fi"
 );
 
 /// Reads the folder and the last part of a name; prints `ok` and what `sha256sum` says of it.
-pub(super) const CHECKSUM: &str = concat!(
-    root!(),
-    go!(),
-    "IFS= read -r folder; IFS= read -r last; ",
-    "enter \"$folder\"; case $? in 1) echo missing; exit 0 ;; 2) link ;; esac; ",
-    "[ ! -L \"./$last\" ] || link; [ -f \"./$last\" ] || { echo missing; exit 0; }; ",
-    "exec <\"./$last\" || exit 1; echo ok; sha256sum"
-);
+pub(super) const CHECKSUM: &str =
+    concat!(root!(), go!(), "IFS= read -r folder; IFS= read -r last; ", open!(), "sha256sum");
 
 /// Reads the folder and the last part of a name, one for the unfinished file, the size, whether the
 /// root may be made, then the bytes; prints `ok` or `taken`.

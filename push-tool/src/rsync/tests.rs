@@ -14,6 +14,7 @@ use super::servers::{Account, RsyncDaemon, Sshd, open};
 use super::settings::Settings;
 use crate::access::Access;
 use crate::destination::{Created, Destination, ErrorKind};
+use crate::suite::{names, read};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -21,19 +22,6 @@ fn put(destination: &dyn Destination, name: &str, bytes: &[u8]) -> crate::destin
     let mut upload = destination.put(name, bytes.len() as u64)?;
     upload.write_all(bytes).unwrap();
     upload.commit()
-}
-
-fn read(destination: &dyn Destination, name: &str) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    destination.read(name, None).unwrap().read_to_end(&mut bytes).unwrap();
-    bytes
-}
-
-fn names(destination: &dyn Destination, folder: &str) -> Vec<String> {
-    let mut names: Vec<String> =
-        destination.list(folder).unwrap().map(|object| object.unwrap().name).collect();
-    names.sort();
-    names
 }
 
 /// More than goes through a shell at once; no two blocks of it are alike.
@@ -77,7 +65,7 @@ fn no_name_is_taken_for_anything_else() {
         assert_eq!(names(&*destination, ""), sorted);
         for name in NAMES {
             assert_eq!(destination.stat(name).unwrap().unwrap().size, name.len() as u64, "{name}");
-            assert_eq!(read(&*destination, name), name.as_bytes());
+            assert_eq!(read(&*destination, name, None), name.as_bytes());
         }
         assert_eq!(names(&*destination, "it's"), ["it's/\"quoted\""]);
         assert!(destination.delete(&sorted).is_empty());
@@ -106,7 +94,7 @@ fn large_objects_come_back_and_are_for_their_owner_alone() {
         put(&*destination, "a/b/large", &content).unwrap();
         assert_eq!(put(&*destination, "a/b/large", b"x").unwrap_err().kind, ErrorKind::Exists);
         assert_eq!(put(&*destination, "a/b/large", &large()).unwrap_err().kind, ErrorKind::Exists);
-        assert!(read(&*destination, "a/b/large") == content);
+        assert!(read(&*destination, "a/b/large", None) == content);
         let mut part = Vec::new();
         let range = Some(1_500_000..1_500_007);
         destination.read("a/b/large", range).unwrap().read_to_end(&mut part).unwrap();
@@ -294,7 +282,7 @@ fn a_transfer_that_is_cut_goes_on() {
             }
             sending.join().unwrap().unwrap();
         });
-        assert!(read(&*destination, "a/large") == content);
+        assert!(read(&*destination, "a/large", None) == content);
         assert!(!files(true) && !files(false));
     }
 }
@@ -309,7 +297,7 @@ fn a_broken_connection_is_not_the_end_of_an_object() {
     sshd.cut();
     assert!(reader.read_to_end(&mut Vec::new()).is_err());
     // Without the connection that was shared, each command makes its own.
-    assert!(read(&*far, "a") == large());
+    assert!(read(&*far, "a", None) == large());
 }
 
 #[test]
