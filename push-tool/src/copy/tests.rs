@@ -365,6 +365,19 @@ fn a_backup_that_has_lost_an_object_gets_it_again() {
 }
 
 #[test]
+fn secrets_in_clear_do_not_go_where_that_is_refused() {
+    let world = World::new();
+    let mut document = Document::read(&world.manifest[..]).unwrap();
+    let record = json!({"name": "config", "kind": "archive", "status": "complete"});
+    document.trailer.set_components(&[serde_json::from_value(record).unwrap()]);
+    let (from, to) = (store(&world.from, "a"), store(&world.to, "b"));
+    let error = copy(&mut document, &from, &to, true, &Silent).unwrap_err();
+    assert_eq!(classify(&error), Exit::Usage);
+    assert!(error.to_string().ends_with("in clear: config"), "{error:#}");
+    assert!(world.to.names().is_empty());
+}
+
+#[test]
 fn one_destination_is_no_copy() {
     let world = World::new();
     let mut document = Document::read(&world.manifest[..]).unwrap();
