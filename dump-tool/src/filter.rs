@@ -13,7 +13,9 @@ use bk_manifest::command::Cancel;
 use bk_manifest::entry::{DEFAULT_COMPONENT, Entry};
 use bk_manifest::exit::{Exit, Failure, fail};
 use bk_manifest::left_out::LeftOut;
-use bk_manifest::manifest::{Component, HostPath, Source, SourceKind, Status, Trailer, is_name};
+use bk_manifest::manifest::{
+    Component, HostPath, Layout, Source, SourceKind, Status, Trailer, is_name,
+};
 use bk_manifest::path::{OWN_FOLDER, RelPath};
 use bk_manifest::progress::Progress;
 use bk_manifest::stream::{Format, Reader, Writer, copy_entries};
@@ -268,6 +270,7 @@ fn source(component: &str, staging: &Staging, folder: &RelPath) -> Source {
         prefix: HostPath(folder.as_bytes().to_vec()),
         paths: Vec::new(),
         access: None,
+        layout: Layout::Packed,
     }
 }
 

@@ -12,7 +12,7 @@ use crate::digest::Digest;
 use crate::entry::{DEFAULT_COMPONENT, Entry, Kind, Trust};
 use crate::exit::{Exit, fail};
 use crate::left_out::{LeftOut, Reason};
-use crate::manifest::{HostPath, Source, SourceKind};
+use crate::manifest::{HostPath, Layout, Source, SourceKind};
 use crate::merge::Merge;
 use crate::parent::Parent;
 use crate::path::RelPath;
@@ -115,6 +115,7 @@ fn source(root: &Path, options: &Options) -> Source {
         ),
         paths: options.scan.paths.iter().map(|path| HostPath(path.as_bytes().to_vec())).collect(),
         access: None,
+        layout: Layout::Packed,
     }
 }
 

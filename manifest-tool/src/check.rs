@@ -42,6 +42,7 @@ pub fn check(input: impl Read) -> Result<(Header, Trailer), Error> {
     let (header, trailer) = reader.end()?;
     trailer.components()?;
     trailer.objects()?;
+    trailer.plain()?;
     trailer.left_out()?;
     trailer.exit()?;
     Ok((header, trailer))

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -13,7 +14,7 @@ use crate::exit::Exit;
 use crate::left_out::LeftOut;
 use crate::path::{BadPath, RelPath};
 pub use crate::run::{
-    EndRun, HostPath, ParentFile, Proof, Pushed, Run, Source, SourceKind, is_within,
+    EndRun, HostPath, Layout, ParentFile, Proof, Pushed, Run, Source, SourceKind, is_within,
 };
 use crate::stream::Error;
 use crate::time::Time;
@@ -173,6 +174,28 @@ pub struct ObjectRecord {
     /// Its name in that folder.
     pub object: String,
     /// Bytes as stored.
+    pub size: u64,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// The files of one component that lie in one backup's folder as an object each: `<component>/…`.
+///
+/// One line for all of them, so that headers and trailers stay small: entries name them one by one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlainRecord {
+    /// The backup whose folder holds them; `None` is this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup: Option<String>,
+    /// The component that they were stored for, which is the folder that they lie in.
+    pub component: String,
+    /// How many entries of this backup refer to them.
+    pub count: u64,
+    /// The program that opens them: `age` or `gpg`; `None` is not encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<String>,
+    /// The content bytes of these entries.
     pub size: u64,
     /// Fields that this version does not know.
     #[serde(flatten)]
@@ -340,12 +363,12 @@ impl Trailer {
         self.set("components", json!(components));
     }
 
-    /// The stored files that the backup needs.
+    /// The stored files that the backup needs, but for those of [`Trailer::plain`].
     ///
     /// # Errors
     /// If the member is malformed.
     pub fn objects(&self) -> Result<Vec<ObjectRecord>, Error> {
-        let objects: Vec<ObjectRecord> = self.members.view("objects")?;
+        let objects: Vec<ObjectRecord> = self.lines(true)?;
         for object in &objects {
             RelPath::new(object.object.as_bytes()).map_err(|error: BadPath| {
                 Error::Malformed(format!(
@@ -355,6 +378,33 @@ impl Trailer {
             })?;
         }
         Ok(objects)
+    }
+
+    /// The plain files that the backup needs, by backup and component.
+    ///
+    /// # Errors
+    /// If the member is malformed.
+    pub fn plain(&self) -> Result<Vec<PlainRecord>, Error> {
+        let records: Vec<PlainRecord> = self.lines(false)?;
+        match records.iter().find(|record| !is_name(&record.component)) {
+            None => Ok(records),
+            Some(record) => {
+                let name = record.component.escape_debug();
+                Err(Error::Malformed(format!("'{name}' in 'objects' is no component's name")))
+            }
+        }
+    }
+
+    /// The lines of `objects` that name one object, or the others.
+    fn lines<T: DeserializeOwned>(&self, of_one: bool) -> Result<Vec<T>, Error> {
+        let lines: Vec<Value> = self.members.view("objects")?;
+        let is_due = |line: &Value| line.get("object").is_some() == of_one;
+        let malformed = |error| Error::Malformed(format!("'objects' is malformed: {error}"));
+        lines
+            .into_iter()
+            .filter(is_due)
+            .map(|line| serde_json::from_value(line).map_err(malformed))
+            .collect()
     }
 
     /// What was left out, by reason.

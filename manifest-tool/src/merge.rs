@@ -204,7 +204,7 @@ fn record(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::HostPath;
+    use crate::manifest::{HostPath, Layout};
 
     fn source(kind: SourceKind, component: &str, prefix: &str, paths: &[&str]) -> Source {
         Source {
@@ -214,6 +214,7 @@ mod tests {
             prefix: HostPath(prefix.into()),
             paths: paths.iter().map(|path| HostPath(path.as_bytes().to_vec())).collect(),
             access: None,
+            layout: Layout::Packed,
         }
     }
 

@@ -62,6 +62,28 @@ pub struct Source {
     /// How the variables begin that say how a bucket is reached; never what they hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<String>,
+    /// How its files are stored.
+    #[serde(default, skip_serializing_if = "Layout::is_packed")]
+    pub layout: Layout,
+}
+
+/// How the files of a source are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layout {
+    /// Many in one volume.
+    #[default]
+    Packed,
+    /// Each an object of its own.
+    Plain,
+}
+
+impl Layout {
+    /// Whether it is [`Layout::Packed`].
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+    fn is_packed(&self) -> bool {
+        *self == Layout::Packed
+    }
 }
 
 impl Source {

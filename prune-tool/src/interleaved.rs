@@ -15,7 +15,7 @@ use std::time::Duration;
 use bk_manifest::entry::Entry;
 use bk_manifest::exit::Exit;
 use bk_manifest::manifest::{
-    Application, Backup, Header, HostPath, ParentFile, Run, Source, SourceKind, Trailer,
+    Application, Backup, Header, HostPath, Layout, ParentFile, Run, Source, SourceKind, Trailer,
 };
 use bk_manifest::path::RelPath;
 use bk_manifest::progress::Silent;
@@ -340,6 +340,7 @@ fn push(turn: &Turn, backup: &Backup, tree: &Tree, keeps_places: bool) -> anyhow
         prefix: HostPath::default(),
         paths: Vec::new(),
         access: None,
+        layout: Layout::Packed,
     };
     let run = Run { sources: vec![source], parent, ..Run::default() };
     let application = Application { name: "app".into(), version: None };

@@ -173,7 +173,7 @@ impl Made {
     /// Names an object that is about to be put.
     pub(crate) fn name_object(&self, destination: &dyn Destination, number: usize, object: &str) {
         self.begin(destination);
-        let named = partial::Named { object: object.to_owned() };
+        let named = partial::Named { objects: vec![object.to_owned()] };
         let piece = self.piece(&format!("{number:06}.name"));
         put(destination, &piece, &serde_json::to_vec(&named).unwrap());
     }

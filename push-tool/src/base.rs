@@ -14,7 +14,7 @@ use crate::catalog::{Folders, NeededObject, needed_objects};
 use crate::destination::{Destination, ObjectInfo};
 use crate::known::{KnownContent, Usable};
 use crate::locate::{Located, locate};
-use crate::partial::Begun;
+use crate::partial::{Begun, Closed, ClosedPlain};
 use crate::store::Store;
 use crate::upload::ClosedPiece;
 use crate::{mark, outer, partial, place};
@@ -67,6 +67,12 @@ impl Base {
             let backup = object.record.backup.clone().unwrap_or_else(|| id.clone());
             self.usable.add(&backup, object.record);
         }
+        for record in trailer.plain()? {
+            let backup = record.backup.as_deref().unwrap_or(&id);
+            let folder = self.folders.get(backup).context("a backup that 'chain' lacks")?;
+            let set = (record.component, record.encryption);
+            self.usable.add_plain(destination, backup, folder, set)?;
+        }
         self.has_parent = true;
         Ok(Some(path))
     }
@@ -108,12 +114,20 @@ impl Base {
         known: &mut KnownContent,
     ) -> anyhow::Result<()> {
         let mut piece = ClosedPiece::open(destination, piece)?;
-        let name = place::object(&begun.folder, &piece.closed.object)?;
-        if destination.stat(&name)?.is_none_or(|object| object.size != piece.closed.size) {
-            return Ok(());
+        match piece.closed.clone() {
+            Closed::Object(closed) => {
+                let name = place::object(&begun.folder, &closed.object)?;
+                if destination.stat(&name)?.is_none_or(|object| object.size != closed.size) {
+                    return Ok(());
+                }
+                self.usable.add(id, closed.record());
+            }
+            Closed::Plain(ClosedPlain { component, encryption }) => {
+                let set = (component, encryption);
+                self.usable.add_plain(destination, id, &begun.folder, set)?;
+            }
         }
         self.folders.insert(id.to_owned(), begun.folder.clone());
-        self.usable.add(id, piece.closed.clone().record());
         while let Some(mut entry) = piece.next_entry()? {
             if let Some(at) = &mut entry.at {
                 at.backup = Some(id.to_owned());
@@ -133,7 +147,7 @@ impl Base {
             for (backup, folder) in &self.folders {
                 let below = name.strip_prefix(folder.as_str());
                 if let Some(object) = below.and_then(|rest| rest.strip_prefix('/')) {
-                    self.usable.remove(backup, object);
+                    self.usable.remove(backup, object, name)?;
                 }
             }
         }

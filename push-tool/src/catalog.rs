@@ -253,6 +253,11 @@ impl Folders {
         Ok(Folders { own: folder.to_owned(), chain })
     }
 
+    /// Those of a backup that is not stored yet.
+    pub fn of(own: &str, chain: BTreeMap<String, String>) -> Self {
+        Folders { own: own.to_owned(), chain }
+    }
+
     /// The folder of a backup; `None` is the manifest's own.
     pub fn folder(&self, backup: Option<&str>) -> Option<&str> {
         match backup {

@@ -1,9 +1,11 @@
 //! The look behind a commit that came late: prune may have been faster.
 
 use bk_manifest::exit::{Exit, Failure, fail};
+use bk_manifest::spool::Entries;
 
 use crate::base::present;
 use crate::catalog::NeededObject;
+use crate::plain::PlainFiles;
 use crate::store::Store;
 use crate::{mark, place};
 
@@ -12,14 +14,25 @@ use crate::{mark, place};
 ///
 /// # Errors
 /// Those of the destination; [`Exit::Failed`] for a manifest that was withdrawn, or could not be.
-pub fn confirm(store: &Store, manifest: &str, needed: &[NeededObject]) -> anyhow::Result<()> {
+pub fn confirm(
+    store: &Store,
+    manifest: &str,
+    needed: &[NeededObject],
+    (plain, entries): (&PlainFiles, &Entries),
+) -> anyhow::Result<()> {
     let destination = &*store.destination;
     // A mark that is due may be at work, and have read the manifests before this one was there.
     let now = destination.now()?;
     let mut marks = mark::read_all(destination)?;
     marks.retain(|placed| now.since(placed.object.modified) >= store.grace());
     let marked = mark::marked_names(&marks);
-    let is_safe = needed.iter().all(|object| !marked.contains(object.name.as_str()))
+    let mut missing = 0u64;
+    plain.each_missing(destination, entries, &marked, &mut |_| {
+        missing += 1;
+        Ok(())
+    })?;
+    let is_safe = missing == 0
+        && needed.iter().all(|object| !marked.contains(object.name.as_str()))
         && present(destination, needed)?.len() == needed.len();
     if is_safe {
         return Ok(());

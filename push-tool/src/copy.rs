@@ -22,6 +22,7 @@ use crate::catalog::{Catalog, NeededObject, needed_objects};
 use crate::destination::{Destination, ObjectInfo};
 use crate::locate::{Located, locate};
 use crate::partial::Begun;
+use crate::plain::PlainFiles;
 use crate::store::Store;
 use crate::upload::PartialWriter;
 use crate::{commit, place, secrets};
@@ -115,7 +116,9 @@ pub fn copy(
         let is_late =
             to.grace() == Duration::ZERO || destination.now()?.since(look.began) > to.grace() / 2;
         if is_late || look.is_marked {
-            commit::confirm(to, &manifest.name, &needed)?;
+            let folder = place::parent(&manifest.name);
+            let plain = PlainFiles::new(&document.header, &document.trailer, folder)?;
+            commit::confirm(to, &manifest.name, &needed, (&plain, &document.entries))?;
         }
     }
     for error in list.remove() {

@@ -13,6 +13,10 @@ use bk_manifest::manifest::ObjectRecord;
 use bk_manifest::spool::Spool;
 use bk_manifest::stream::Reader;
 
+use crate::destination::Destination;
+use crate::place;
+use crate::plain::{self, Listed, StoredSum};
+
 /// Objects at the destination that entries may refer to: there with the right size, and not marked.
 ///
 /// By backup and object name. Presence comes from one listing per folder, never from a request per
@@ -20,6 +24,16 @@ use bk_manifest::stream::Reader;
 #[derive(Default)]
 pub struct Usable {
     objects: BTreeMap<String, BTreeMap<String, ObjectRecord>>,
+    /// The plain files of backups, by component.
+    plain: BTreeMap<(String, String), PlainSet>,
+    listed: Listed,
+}
+
+/// The plain files that one backup holds of a component.
+struct PlainSet {
+    /// The folder of the backup.
+    folder: String,
+    encryption: Option<String>,
 }
 
 impl Usable {
@@ -33,10 +47,62 @@ impl Usable {
         self.objects.get(backup)?.get(object)
     }
 
-    /// Takes an object out: it is marked or gone.
-    pub fn remove(&mut self, backup: &str, object: &str) {
-        if let Some(objects) = self.objects.get_mut(backup) {
-            objects.remove(object);
+    /// Adds the plain files of a component that are there in the folder of an earlier backup.
+    ///
+    /// # Errors
+    /// Those of the destination and of the temporary files.
+    pub fn add_plain(
+        &mut self,
+        destination: &dyn Destination,
+        backup: &str,
+        folder: &str,
+        (component, encryption): (String, Option<String>),
+    ) -> anyhow::Result<()> {
+        let key = (backup.to_owned(), component);
+        if !self.plain.contains_key(&key) {
+            self.listed.add(destination, &place::object(folder, &key.1)?)?;
+            self.plain.insert(key, PlainSet { folder: folder.to_owned(), encryption });
+        }
+        Ok(())
+    }
+
+    /// Whether a plain file of an earlier backup is there as its entry says, encrypted in a way that is
+    /// `due`.
+    ///
+    /// # Errors
+    /// A malformed entry; those of the temporary files.
+    pub fn holds_plain(
+        &self,
+        backup: &str,
+        at: &At,
+        entry: &Entry,
+        due: impl Fn(&Option<String>) -> bool,
+    ) -> anyhow::Result<bool> {
+        if at.offset.is_some() {
+            return Ok(false);
+        }
+        let Some(component) = plain::component(&at.object) else { return Ok(false) };
+        let key = (backup.to_owned(), component.to_owned());
+        let Some(set) = self.plain.get(&key).filter(|set| due(&set.encryption)) else {
+            return Ok(false);
+        };
+        let size = self.listed.size(&place::object(&set.folder, &at.object)?)?;
+        Ok(size == Some(StoredSum::of(entry, at)?.size))
+    }
+
+    /// How the plain files of a component are encrypted in an earlier backup.
+    pub fn plain_encryption(&self, backup: &str, component: &str) -> Option<&str> {
+        self.plain.get(&(backup.to_owned(), component.to_owned()))?.encryption.as_deref()
+    }
+
+    /// Takes an object out: it is marked or gone. `name` is the one at the destination.
+    ///
+    /// # Errors
+    /// Those of the temporary files.
+    pub fn remove(&mut self, backup: &str, object: &str, name: &str) -> anyhow::Result<()> {
+        match self.objects.get_mut(backup).and_then(|objects| objects.remove(object)) {
+            Some(_) => Ok(()),
+            None => self.listed.remove(name),
         }
     }
 }

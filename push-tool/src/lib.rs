@@ -32,6 +32,7 @@ pub mod parallel;
 pub mod partial;
 pub mod piped;
 pub mod place;
+pub mod plain;
 pub mod push;
 pub mod rate;
 pub mod read;

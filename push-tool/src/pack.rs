@@ -5,6 +5,7 @@
 //! thread stores the one before. Large files are streamed frame by frame. Entries leave in the
 //! order they came.
 
+mod dump;
 mod large;
 mod plain;
 
@@ -55,7 +56,7 @@ pub struct Tools<'a> {
     pub sources: &'a Sources,
     /// Objects that entries may refer to.
     pub usable: &'a Usable,
-    /// Objects of this push that turned out to be marked or gone.
+    /// Objects of this push that turned out to be marked or gone, plain files too.
     pub lost: &'a BTreeSet<String>,
     /// How components are encrypted.
     pub encryption: &'a Choice,
@@ -75,6 +76,7 @@ pub struct Packer<'a> {
     wave: Vec<Item>,
     wave_bytes: u64,
     volume: Option<OpenVolume>,
+    storing: plain::Storing,
     /// How the wave's files, and so the open volume, are encrypted.
     cipher: Option<Arc<Cipher>>,
     last_volume: &'a mut u32,
@@ -124,6 +126,8 @@ enum Fate {
 pub struct Contents {
     /// What entries refer to, by backup (`None` is this one) and object.
     pub live: BTreeMap<(Option<String>, String), Live>,
+    /// What they refer to of plain files, by backup and the component that those were stored for.
+    pub plain: BTreeMap<(Option<String>, String), Live>,
     /// Number of entries and bytes of files by component.
     pub components: BTreeMap<String, (u64, u64)>,
     /// Whether there are hard links, which get their content in the end.
@@ -133,6 +137,8 @@ pub struct Contents {
 /// What entries need of one object.
 #[derive(Clone, Debug, Default)]
 pub struct Live {
+    /// How many they are.
+    pub count: u64,
     /// Bytes of content.
     pub bytes: u64,
     /// The components of these entries.
@@ -140,7 +146,8 @@ pub struct Live {
 }
 
 impl Contents {
-    fn add(&mut self, entry: &Entry) {
+    /// Counts an entry; `plain` is the component that its plain file was stored for, if it is one.
+    fn add(&mut self, entry: &Entry, plain: Option<&str>) {
         let component = match self.components.get_mut(entry.component()) {
             Some(component) => component,
             None => self.components.entry(entry.component().to_owned()).or_default(),
@@ -153,7 +160,12 @@ impl Contents {
         let size = entry.size.unwrap_or(0);
         component.1 += size;
         if let Some(at) = &entry.at {
-            let live = self.live.entry((at.backup.clone(), at.object.clone())).or_default();
+            let live = match plain {
+                None => self.live.entry((at.backup.clone(), at.object.clone())),
+                Some(plain) => self.plain.entry((at.backup.clone(), plain.to_owned())),
+            };
+            let live = live.or_default();
+            live.count += 1;
             live.bytes += size;
             if !live.components.contains(entry.component()) {
                 live.components.insert(entry.component().to_owned());
@@ -194,6 +206,7 @@ impl<'a> Packer<'a> {
             wave: Vec::new(),
             wave_bytes: 0,
             volume: None,
+            storing: plain::Storing::default(),
             cipher: None,
             last_volume,
             left_out: LeftOut::default(),
@@ -214,7 +227,7 @@ impl<'a> Packer<'a> {
             return self.queue(entry, Fate::Done, 0);
         }
         if let Some(at) = &entry.at {
-            if self.is_there(at, &entry) && entry.checksum.is_some() {
+            if entry.checksum.is_some() && self.is_there(at, &entry)? {
                 if at.backup.is_some() {
                     self.totals.inherited += entry.size.unwrap_or(0);
                 }
@@ -233,7 +246,7 @@ impl<'a> Packer<'a> {
         if located.kind == SourceKind::Stage {
             self.flush()?;
             self.close_volume()?;
-            return self.plain(entry);
+            return self.dump(entry);
         }
         self.turn_to(entry.component())?;
         let size = entry.size.unwrap_or(0);
@@ -299,7 +312,7 @@ impl<'a> Packer<'a> {
             wave.par_chunks_mut(1).for_each(|items| read_items(sources, items, &room, is_bucket));
         });
         sources.check()?;
-        let frames = self.tell_apart(&mut wave)?;
+        let (frames, plain) = self.tell_apart(&mut wave)?;
         let items = &wave;
         let compressed: Vec<(Frame, Vec<u64>)> = frames
             .par_iter()
@@ -326,6 +339,7 @@ impl<'a> Packer<'a> {
             self.write_frame(frame)?;
             self.close_full_volume()?;
         }
+        places.extend(self.put_plain(&mut wave, plain)?);
         let firsts: Vec<Option<Entry>> = wave
             .iter()
             .map(|item| match item.fate {
@@ -339,9 +353,14 @@ impl<'a> Packer<'a> {
         Ok(())
     }
 
-    /// Decides, in order, which content is new, and gathers it into frames.
-    fn tell_apart(&mut self, wave: &mut [Item]) -> anyhow::Result<Vec<Vec<usize>>> {
+    /// Decides, in order, which content is new, and gathers it into frames; beside them those that are
+    /// to be objects of their own, by their names.
+    fn tell_apart(
+        &mut self,
+        wave: &mut [Item],
+    ) -> anyhow::Result<(Vec<Vec<usize>>, Vec<(usize, String)>)> {
         let mut frames: Vec<Vec<usize>> = Vec::new();
+        let mut plain = Vec::new();
         let mut frame_bytes = FRAME_BYTES;
         let mut first_with: HashMap<Digest, usize> = HashMap::new();
         for (number, item) in wave.iter_mut().enumerate() {
@@ -360,19 +379,23 @@ impl<'a> Packer<'a> {
                     continue;
                 };
                 first_with.insert(digest, number);
-                if frame_bytes >= FRAME_BYTES {
-                    frames.push(Vec::new());
-                    frame_bytes = 0;
-                }
-                frame_bytes += size + 512;
-                if let Some(frame) = frames.last_mut() {
-                    frame.push(number);
+                if let Some(object) = self.plain_name(&item.entry) {
+                    plain.push((number, object));
+                } else {
+                    if frame_bytes >= FRAME_BYTES {
+                        frames.push(Vec::new());
+                        frame_bytes = 0;
+                    }
+                    frame_bytes += size + 512;
+                    if let Some(frame) = frames.last_mut() {
+                        frame.push(number);
+                    }
                 }
                 Fate::New(file)
             };
             item.fate = fate;
         }
-        Ok(frames)
+        Ok((frames, plain))
     }
 
     fn find_known(
@@ -384,20 +407,23 @@ impl<'a> Packer<'a> {
         let Some(known) = self.known.find(digest, size)? else { return Ok(None) };
         // Who can open one component need not be able to open the other.
         let is_same = self.tools.encryption.is_same(known.component(), entry.component());
-        let at = known.at.as_ref().filter(|at| is_same && self.is_there(at, entry));
-        Ok(at.map(|at| refer(at, &known, entry)))
+        match &known.at {
+            Some(at) if is_same && self.is_there(at, &known)? => Ok(Some(refer(at, &known, entry))),
+            _ => Ok(None),
+        }
     }
 
     /// Whether an entry may refer to an object: one at the destination, or of this push and not lost.
     /// What is to be encrypted must be so there; what need not be may.
-    fn is_there(&self, at: &At, entry: &Entry) -> bool {
-        let Some(backup) = &at.backup else { return !self.tools.lost.contains(&at.object) };
+    fn is_there(&self, at: &At, entry: &Entry) -> anyhow::Result<bool> {
+        let Some(backup) = &at.backup else { return Ok(!self.tools.lost.contains(&at.object)) };
         let cipher = self.tools.encryption.of(entry.component());
         let due = cipher.map(|cipher| cipher.method.word());
-        self.tools
-            .usable
-            .get(backup, &at.object)
-            .is_some_and(|record| due.is_none() || record.encryption.as_deref() == due)
+        let is_due = |encryption: &Option<String>| due.is_none() || encryption.as_deref() == due;
+        match self.tools.usable.get(backup, &at.object) {
+            Some(record) => Ok(is_due(&record.encryption)),
+            None => self.tools.usable.holds_plain(backup, at, entry, is_due),
+        }
     }
 
     fn finish_item(
@@ -444,7 +470,15 @@ impl<'a> Packer<'a> {
 
     /// Puts an entry behind those that are done.
     fn done(&mut self, entry: &Entry) -> anyhow::Result<()> {
-        self.contents.add(entry);
+        let plain = entry.at.as_ref().filter(|at| at.offset.is_none()).and_then(|at| {
+            let component = crate::plain::component(&at.object)?;
+            let is_plain = match &at.backup {
+                None => self.tools.sources.is_plain(component),
+                Some(backup) => self.tools.usable.get(backup, &at.object).is_none(),
+            };
+            is_plain.then_some(component)
+        });
+        self.contents.add(entry, plain);
         self.out.push(entry)?;
         Ok(())
     }

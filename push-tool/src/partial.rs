@@ -1,9 +1,9 @@
 //! Partial lists: what a push has stored before its commit, so that a later push can build on it and
 //! prune can tell it from a stranger.
 //!
-//! `.bk/partial/<backup id>/` holds small pieces: `begun.json`; for each object `NNNNNN.name` before
-//! it is put and `NNNNNN.entries` (a line for each file in it) once it is closed; `renewed-N` so
-//! often that the newest piece is never older than a quarter of the grace time.
+//! `.bk/partial/<backup id>/` holds small pieces: `begun.json`; for each object, or each batch of plain
+//! files, `NNNNNN.name` before it is put and `NNNNNN.entries` (a line for each file in it) once it is
+//! closed; `renewed-N` so often that the newest piece is never older than a quarter of the grace time.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -39,16 +39,36 @@ pub struct Begun {
     pub host: String,
 }
 
-/// An object that is about to be put.
+/// Objects that are about to be put.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Named {
-    /// Its name in the backup's folder.
-    pub object: String,
+    /// Their names in the backup's folder.
+    pub objects: Vec<String>,
 }
 
-/// The first line of the entries of an object that is closed.
+/// The first line of a piece with entries: where their content lies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Closed {
+#[serde(untagged)]
+pub enum Closed {
+    /// All of it in one object.
+    Object(ClosedObject),
+    /// Each in an object of its own.
+    Plain(ClosedPlain),
+}
+
+/// Plain files that are stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClosedPlain {
+    /// The component whose files they are.
+    pub component: String,
+    /// The program that opens them; `None` is not encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<String>,
+}
+
+/// An object that is closed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClosedObject {
     /// Its name in the backup's folder.
     pub object: String,
     /// Bytes as stored.
@@ -60,10 +80,10 @@ pub struct Closed {
     pub encryption: Option<String>,
 }
 
-impl Closed {
+impl ClosedObject {
     /// What a partial list keeps of a record.
     pub fn of(record: &ObjectRecord) -> Self {
-        Closed {
+        ClosedObject {
             object: record.object.clone(),
             size: record.size,
             checksum: record.checksum,
@@ -135,8 +155,13 @@ impl PartialList {
         let named = parallel::map(destination.at_once(), pieces, |piece| {
             read_json::<Named>(destination, piece)
         });
-        let named = named.into_iter().filter_map(Result::transpose);
-        named.map(|named| Ok(crate::place::object(&begun.folder, &named?.object)?)).collect()
+        let mut objects = Vec::new();
+        for named in named.into_iter().filter_map(Result::transpose) {
+            for object in named?.objects {
+                objects.push(crate::place::object(&begun.folder, &object)?);
+            }
+        }
+        Ok(objects)
     }
 
     /// The pieces with entries of closed objects.

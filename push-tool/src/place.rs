@@ -13,6 +13,9 @@ pub const MANIFEST_NAMES: [&str; 2] = ["manifest.json", "manifest.yaml"];
 /// Beside the manifest: what people and their programs read.
 pub const SIDE_FILES: [&str; 3] = ["MANIFEST.txt", "SHA256SUMS", "RESTORE.txt"];
 
+/// The folder, in that of a backup, of what had to be stored a second time while its name was taken.
+pub const AGAIN: &str = "again";
+
 /// The folder of a new backup: `2026/04/28/backup-…`, by its time in UTC.
 ///
 /// # Errors

@@ -10,26 +10,27 @@ use bk_manifest::entry::Entry;
 use bk_manifest::exit::{Exit, Failure, fail};
 use bk_manifest::left_out::LeftOut;
 use bk_manifest::manifest::{
-    Backup, Component, EndRun, Header, ObjectRecord, Pushed, Run, Status, Trailer,
+    Backup, Component, EndRun, Header, ObjectRecord, PlainRecord, Pushed, Run, Status, Trailer,
 };
 use bk_manifest::progress::{Progress, human_bytes};
 use bk_manifest::spool::Entries;
 use bk_manifest::stream::{Format, Reader, Writer};
 use bk_manifest::time::Time;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::base::{Base, present};
+use crate::base::Base;
 use crate::bucket::Connect;
-use crate::catalog::NeededObject;
+use crate::describe::SideFiles;
 use crate::destination::Destination;
 use crate::encrypt::Choice;
 use crate::known::KnownContent;
-use crate::pack::{Contents, LARGE_BYTES, Packed, Packer, Tools, Totals};
+use crate::pack::{Contents, LARGE_BYTES, Live, Packed, Packer, Tools, Totals};
 use crate::partial::Begun;
+use crate::plain::{PlainFiles, StoredSum};
 use crate::source::Sources;
 use crate::store::Store;
 use crate::upload::{PartialWriter, StoppedStoring, Uploader};
-use crate::{commit, describe, links, mark, place, secrets};
+use crate::{commit, links, place, secrets};
 
 /// How often what turned out to be marked or gone is stored again before the push gives up.
 const PASSES: usize = 4;
@@ -100,6 +101,7 @@ pub fn push(
         partial,
         last_volume: 0,
         own: BTreeMap::new(),
+        own_plain: (0, 0),
         lost: BTreeSet::new(),
         left_out: LeftOut::default(),
         faults: BTreeSet::new(),
@@ -134,7 +136,7 @@ pub fn push(
     let Stored { entries, contents } = packed;
     let mut document = push.document(header, trailer, &folder, &contents, options)?;
     let place = put_manifest(store, &folder, &entries, &mut document, options.format)?;
-    push.look_again(store, &folder, &place, looked, &document)?;
+    push.look_again(store, &folder, &place, looked, &document, &entries)?;
 
     for error in push.partial.remove() {
         progress.warn(&format!("{:#}", anyhow::Error::from(error)));
@@ -151,9 +153,9 @@ pub fn push(
     ));
     let pushed = Pushed {
         id: backup.id,
-        objects: push.own.len() as u64,
+        objects: push.own.len() as u64 + push.own_plain.0,
         elsewhere: 0,
-        stored: push.own.values().map(|object| object.size).sum(),
+        stored: push.own.values().map(|object| object.size).sum::<u64>() + push.own_plain.1,
         read: push.totals.stored,
         inherited: push.totals.inherited,
     };
@@ -170,7 +172,9 @@ struct Push<'a> {
     last_volume: u32,
     /// What this push has stored, by name in the backup's folder.
     own: BTreeMap<String, ObjectRecord>,
-    /// Those of them that were found marked or gone.
+    /// How many plain files it has stored, and their bytes as stored.
+    own_plain: (u64, u64),
+    /// Those of both that were found marked or gone.
     lost: BTreeSet<String>,
     left_out: LeftOut,
     /// Components of which something is missing.
@@ -190,6 +194,7 @@ struct Document {
     header: Header,
     trailer: Trailer,
     objects: Vec<ObjectRecord>,
+    plain: Vec<PlainRecord>,
 }
 
 impl Document {
@@ -199,23 +204,23 @@ impl Document {
         &self,
         entries: &'a Entries,
     ) -> impl Iterator<Item = anyhow::Result<Entry>> + use<'a> {
-        let sealed: BTreeMap<(Option<String>, String), Value> = self
+        let sums: BTreeMap<(Option<String>, String), Option<StoredSum>> = self
             .objects
             .iter()
-            .filter(|object| object.encryption.is_some())
             .map(|object| {
-                let stored = json!({"checksum": object.checksum, "size": object.size});
-                ((object.backup.clone(), object.object.clone()), stored)
+                let sum = StoredSum { checksum: object.checksum, size: object.size };
+                let key = (object.backup.clone(), object.object.clone());
+                (key, object.encryption.is_some().then_some(sum))
             })
             .collect();
         entries.iter().map(move |entry| {
             let mut entry = entry?;
             if let Some(at) = entry.at.as_mut().filter(|at| at.offset.is_none()) {
-                at.extra.remove("stored");
-                if !sealed.is_empty()
-                    && let Some(stored) = sealed.get(&(at.backup.clone(), at.object.clone()))
-                {
-                    at.extra.insert("stored".into(), stored.clone());
+                match sums.get(&(at.backup.clone(), at.object.clone())) {
+                    Some(Some(sum)) => sum.record(at),
+                    Some(None) => StoredSum::forget(at),
+                    // That of a plain file was recorded when it was stored.
+                    None => {}
                 }
             }
             Ok(entry)
@@ -225,14 +230,19 @@ impl Document {
 
 /// How the objects are encrypted that a component's entries refer to: `age`, or `age, none` where some
 /// are not; `None` if none is.
-fn encryption(component: &str, contents: &Contents, objects: &[ObjectRecord]) -> Option<String> {
-    let words: BTreeSet<&str> = contents
-        .live
-        .values()
-        .zip(objects)
-        .filter(|(live, _)| live.components.contains(component))
-        .map(|(_, object)| object.encryption.as_deref().unwrap_or("none"))
-        .collect();
+fn encryption(
+    component: &str,
+    contents: &Contents,
+    objects: &[ObjectRecord],
+    plain: &[PlainRecord],
+) -> Option<String> {
+    let objects = objects.iter().map(|object| object.encryption.as_deref());
+    let plain = plain.iter().map(|record| record.encryption.as_deref());
+    let is_of = |(live, _): &(&Live, Option<&str>)| live.components.contains(component);
+    let objects = contents.live.values().zip(objects).filter(is_of);
+    let plain = contents.plain.values().zip(plain).filter(is_of);
+    let words: BTreeSet<&str> =
+        objects.chain(plain).map(|(_, encryption)| encryption.unwrap_or("none")).collect();
     let is_plain = words.iter().all(|word| *word == "none");
     (!is_plain).then(|| words.into_iter().collect::<Vec<_>>().join(", "))
 }
@@ -272,7 +282,10 @@ impl Push<'_> {
             (Err(error), _) => return Err(error),
             (Ok(_), Err(cause)) => return Err(cause),
             (Ok(packed), Ok(stored)) => {
-                self.own.extend(stored.into_iter().map(|record| (record.object.clone(), record)));
+                let objects = stored.objects.into_iter();
+                self.own.extend(objects.map(|record| (record.object.clone(), record)));
+                self.own_plain.0 += stored.plain.0;
+                self.own_plain.1 += stored.plain.1;
                 packed
             }
         };
@@ -294,79 +307,19 @@ impl Push<'_> {
     ) -> anyhow::Result<Time> {
         for _ in 0..PASSES {
             let looked = destination.now()?;
-            let missing = self.missing(destination, folder, &stored.contents)?;
-            if missing.is_empty() {
+            let missing = self.lose_missing(destination, folder, stored)?;
+            if missing == 0 {
                 return Ok(looked);
             }
             self.progress.warn(&format!(
-                "{} objects are marked for removal or gone: storing their files again",
-                missing.len()
+                "{missing} objects are marked for removal or gone: storing their files again"
             ));
-            for object in missing {
-                if let Some(backup) = &object.record.backup {
-                    self.base.usable.remove(backup, &object.record.object);
-                } else {
-                    self.own.remove(&object.record.object);
-                    self.lost.insert(object.record.object);
-                }
-            }
             let mut again = stored.entries.iter();
             let next = self.pass(&mut || again.next().transpose())?;
             drop(again);
             *stored = next;
         }
         Err(fail(Exit::Failed, "objects vanish at the destination as fast as they are stored"))
-    }
-
-    fn missing(
-        &self,
-        destination: &dyn Destination,
-        folder: &str,
-        contents: &Contents,
-    ) -> anyhow::Result<Vec<NeededObject>> {
-        let marks = mark::read_all(destination)?;
-        let marked = mark::marked_names(&marks);
-        let needed = self.needed(folder, &self.objects(contents)?)?;
-        let there = present(destination, &needed)?;
-        let there: BTreeSet<&str> = there.iter().map(|object| object.name.as_str()).collect();
-        Ok(needed
-            .into_iter()
-            .filter(|object| {
-                marked.contains(object.name.as_str()) || !there.contains(object.name.as_str())
-            })
-            .collect())
-    }
-
-    fn needed(&self, folder: &str, objects: &[ObjectRecord]) -> anyhow::Result<Vec<NeededObject>> {
-        objects
-            .iter()
-            .map(|record| {
-                let folder = match &record.backup {
-                    None => folder,
-                    Some(backup) => self.base.folders.get(backup).context("an unknown backup")?,
-                };
-                Ok(NeededObject {
-                    name: place::object(folder, &record.object)?,
-                    record: record.clone(),
-                })
-            })
-            .collect()
-    }
-
-    /// The records of the objects that entries refer to.
-    fn objects(&self, contents: &Contents) -> anyhow::Result<Vec<ObjectRecord>> {
-        contents
-            .live
-            .iter()
-            .map(|((backup, object), live)| {
-                let record = match backup {
-                    None => self.own.get(object),
-                    Some(backup) => self.base.usable.get(backup, object),
-                };
-                let record = record.with_context(|| format!("'{object}' is not known"))?;
-                Ok(ObjectRecord { backup: backup.clone(), live: live.bytes, ..record.clone() })
-            })
-            .collect()
     }
 
     /// Header and trailer as they are to be stored.
@@ -379,8 +332,12 @@ impl Push<'_> {
         options: &Options,
     ) -> anyhow::Result<Document> {
         let objects = self.objects(contents)?;
-        let referred: BTreeSet<&String> =
-            objects.iter().filter_map(|object| object.backup.as_ref()).collect();
+        let plain = self.plain_records(contents);
+        let referred: BTreeSet<&String> = objects
+            .iter()
+            .filter_map(|object| object.backup.as_ref())
+            .chain(plain.iter().filter_map(|record| record.backup.as_ref()))
+            .collect();
         let chain: BTreeMap<&String, String> = referred
             .iter()
             .filter_map(|backup| {
@@ -415,15 +372,16 @@ impl Push<'_> {
                 component.status = Status::Partial;
             }
             component.extra.remove("encryption");
-            if let Some(how) = encryption(&component.name, contents, &objects) {
+            if let Some(how) = encryption(&component.name, contents, &objects, &plain) {
                 component.extra.insert("encryption".into(), how.into());
             }
         }
         trailer.set_components(&components);
         trailer.leave_out(self.left_out.clone())?;
-        trailer.set("objects", json!(objects));
+        let lines = objects.iter().map(|object| json!(object));
+        trailer.set("objects", lines.chain(plain.iter().map(|record| json!(record))).collect());
         trailer.worsen(if self.faults.is_empty() { Exit::Done } else { Exit::Partial })?;
-        Ok(Document { header, trailer, objects })
+        Ok(Document { header, trailer, objects, plain })
     }
 
     /// If the commit came late after the last look, prune may have been faster: then the manifest is
@@ -435,12 +393,15 @@ impl Push<'_> {
         place: &str,
         looked: Time,
         document: &Document,
+        entries: &Entries,
     ) -> anyhow::Result<()> {
         let destination = &*store.destination;
         if store.grace() > Duration::ZERO && destination.now()?.since(looked) <= store.grace() / 2 {
             return Ok(());
         }
-        commit::confirm(store, place, &self.needed(folder, &document.objects)?)
+        let (objects, plain) = (&document.objects, document.plain.clone());
+        let plain = PlainFiles::of(self.folders(folder), objects, plain);
+        commit::confirm(store, place, &self.needed(folder, objects)?, (&plain, entries))
     }
 }
 
@@ -458,13 +419,10 @@ fn put_manifest(
         Format::Json => json,
         Format::Yaml => yaml,
     };
-    for (name, text) in
-        describe::side_files(&document.header, &document.trailer, &document.objects, manifest)?
-    {
-        let name = place::join(folder, name);
-        let mut upload = destination.put(&name, text.len() as u64)?;
-        upload.write_all(text.as_bytes()).with_context(|| format!("cannot store '{name}'"))?;
-        upload.commit()?;
+    let side_files = SideFiles::new(&document.header, &document.trailer, manifest, entries)?;
+    for side in place::SIDE_FILES {
+        let name = place::join(folder, side);
+        side_files.put(side, destination.put(&name, side_files.bound())?, &name)?;
     }
     let name = place::join(folder, manifest);
     let ends = (1 << 20) + document.objects.len() as u64 * 512;
@@ -521,5 +479,6 @@ fn print(
     Ok(exit)
 }
 
+mod needs;
 #[cfg(test)]
 mod tests;

@@ -89,7 +89,7 @@ mod tests {
     use super::*;
     use crate::encrypt::Choice;
     use bk_manifest::exit::classify;
-    use bk_manifest::manifest::Source;
+    use bk_manifest::manifest::{Layout, Source};
     use bk_manifest::progress::Silent;
     use serde_json::json;
 
@@ -102,6 +102,7 @@ mod tests {
             prefix: HostPath::default(),
             paths: Vec::new(),
             access: None,
+            layout: Layout::Packed,
         };
         let sources = ["config", "database", "globals"].map(source).to_vec();
         let secrets = ["config", "globals"].map(str::to_owned).into();

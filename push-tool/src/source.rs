@@ -11,7 +11,7 @@ use anyhow::Context;
 use bk_manifest::beneath::{Cursor, Root};
 use bk_manifest::entry::Entry;
 use bk_manifest::exit::{Exit, fail};
-use bk_manifest::manifest::{Run, Source, SourceKind, is_within};
+use bk_manifest::manifest::{Layout, Run, Source, SourceKind, is_within};
 use bk_manifest::path::RelPath;
 use bk_manifest::progress::Progress;
 use bk_manifest::spool::Entries;
@@ -85,6 +85,8 @@ pub struct Located<'a> {
     pub below: RelPath,
     /// Whether a dump step made it for this run.
     pub kind: SourceKind,
+    /// How it is to be stored.
+    pub layout: Layout,
 }
 
 impl Sources {
@@ -143,8 +145,17 @@ impl Sources {
                     path.strip_prefix(&prefix[..])?.strip_prefix(b"/")?
                 };
                 let below = RelPath::new(below).ok()?;
-                Some(Located { place: &open.place, below, kind: open.source.kind })
+                let Source { kind, layout, .. } = open.source;
+                Some(Located { place: &open.place, below, kind, layout })
             })
+    }
+
+    /// Whether files of a component are objects of their own.
+    pub fn is_plain(&self, component: &str) -> bool {
+        let is_it = |open: &OpenSource| {
+            open.source.component == component && open.source.layout == Layout::Plain
+        };
+        self.sources.iter().any(is_it)
     }
 
     /// Removes what dump steps made for this run; it is stored now.
@@ -161,8 +172,9 @@ impl Sources {
         let mut folders = BTreeSet::new();
         for entry in entries.iter() {
             let entry = entry?;
-            let Some(Located { place: Place::Folder(root), below, kind: SourceKind::Stage }) =
-                self.locate(&entry)
+            let Some(Located {
+                place: Place::Folder(root), below, kind: SourceKind::Stage, ..
+            }) = self.locate(&entry)
             else {
                 continue;
             };

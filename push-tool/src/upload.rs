@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -14,8 +14,11 @@ use bk_manifest::spool::Spool;
 
 use crate::destination::{Created, Destination, Upload};
 use crate::encrypt::{Cipher, Encrypting, Method};
-use crate::partial::{BEGUN, Begun, Closed, ENTRIES, FOLDER, NAME, Named};
-use crate::place;
+use crate::partial::{
+    BEGUN, Begun, Closed, ClosedObject, ClosedPlain, ENTRIES, FOLDER, NAME, Named,
+};
+use crate::plain::StoredSum;
+use crate::{parallel, place};
 
 /// Messages that may wait: what bounds the memory between the threads, at a frame each.
 const QUEUE: usize = 8;
@@ -26,10 +29,35 @@ enum Message {
     Open(String, u64, Option<Arc<Cipher>>),
     Bytes(Vec<u8>),
     Close(Spool),
+    ClosePlain(Box<Entry>, Sender<StoredSum>),
+    Abandon,
+    Plain(PlainBatch, Sender<()>),
 }
 
-/// What the thread is left with: the objects, or why it stopped.
-pub type Stored = anyhow::Result<Vec<ObjectRecord>>;
+/// Plain files of one component that are stored together.
+pub struct PlainBatch {
+    /// The component, and how it is encrypted.
+    pub closed: ClosedPlain,
+    /// The files.
+    pub files: Vec<PlainFile>,
+}
+
+/// A file as it is to be stored.
+pub struct PlainFile {
+    /// Its entry, whose `at` names the object.
+    pub entry: Entry,
+    /// The object, encrypted if it is to be.
+    pub bytes: Vec<u8>,
+}
+
+/// What the thread has stored.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// The objects that `objects` names one by one.
+    pub objects: Vec<ObjectRecord>,
+    /// Number of plain files, and their bytes as stored.
+    pub plain: (u64, u64),
+}
 
 /// The sending side of the thread.
 pub struct Uploader {
@@ -74,6 +102,29 @@ impl Uploader {
     /// Commits the open object; `entries` are those whose content it holds.
     pub fn close(&self, entries: Spool) -> Result<(), StoppedStoring> {
         self.send(Message::Close(entries))
+    }
+
+    /// Commits the open object, which is one plain file, and waits for it; what is stored of an
+    /// encrypted one is noted in its entry.
+    pub fn close_plain(&self, entry: &mut Entry) -> Result<(), StoppedStoring> {
+        let (reply, answer) = channel();
+        self.send(Message::ClosePlain(Box::new(entry.clone()), reply))?;
+        let stored = answer.recv().map_err(|_| StoppedStoring)?;
+        note_stored(entry, stored);
+        Ok(())
+    }
+
+    /// Gives the open object up: nothing of it is left.
+    pub fn abandon(&self) -> Result<(), StoppedStoring> {
+        self.send(Message::Abandon)
+    }
+
+    /// Stores plain files, several at once. What is returned ends when they are stored, or storing
+    /// has stopped.
+    pub fn plain(&self, batch: PlainBatch) -> Result<Receiver<()>, StoppedStoring> {
+        let (reply, answer) = channel();
+        self.send(Message::Plain(batch, reply))?;
+        Ok(answer)
     }
 }
 
@@ -173,12 +224,12 @@ impl<'a> PartialWriter<'a> {
         Ok(())
     }
 
-    /// Names an object that is about to be put, by its name in the backup's folder.
+    /// Names objects that are about to be put, by their names in the backup's folder.
     ///
     /// # Errors
     /// Those of the destination, as all of these.
-    pub fn name(&mut self, object: &str) -> anyhow::Result<()> {
-        let named = Named { object: object.to_owned() };
+    pub fn name(&mut self, objects: Vec<String>) -> anyhow::Result<()> {
+        let named = Named { objects };
         let piece = format!("{:06}{NAME}", self.number());
         self.piece(&piece, &serde_json::to_vec(&named)?)
     }
@@ -200,18 +251,17 @@ impl<'a> PartialWriter<'a> {
         self.piece(&format!("renewed-{number:06}"), b"")
     }
 
-    /// The entries of an object that is closed, one a line behind a line for the object.
+    /// The entries of what is closed, one a line behind a line for where they lie.
     ///
     /// # Errors
     /// Those of the destination.
-    pub fn closed(&mut self, record: &ObjectRecord, entries: Spool) -> anyhow::Result<()> {
+    pub fn closed(&mut self, closed: &Closed, entries: Spool) -> anyhow::Result<()> {
         let number = self.number();
         let name = place::join(&self.folder, &format!("{number:06}{ENTRIES}"));
         let entries = entries.finish()?;
         let mut upload = self.destination.put(&name, entries.bytes() + LINE_LIMIT)?;
-        let closed = Closed::of(record);
         let context = || format!("cannot store '{name}'");
-        let mut line = serde_json::to_vec(&closed)?;
+        let mut line = serde_json::to_vec(closed)?;
         line.push(b'\n');
         upload.write_all(&line).with_context(context)?;
         for entry in entries.iter() {
@@ -235,9 +285,9 @@ impl<'a> PartialWriter<'a> {
     ///
     /// # Errors
     /// Those of the destination; the object that was open then leaves nothing but its name here.
-    pub fn run(&mut self, queue: Queue) -> Stored {
+    pub fn run(&mut self, queue: Queue) -> anyhow::Result<Stored> {
         let mut open: Option<OpenObject<'a>> = None;
-        let mut stored = Vec::new();
+        let mut stored = Stored::default();
         let Queue(receiver) = queue;
         loop {
             // Nothing may come for hours, while a dump is written before us.
@@ -252,7 +302,7 @@ impl<'a> PartialWriter<'a> {
             };
             match message {
                 Message::Open(object, bound, cipher) => {
-                    self.name(&object)?;
+                    self.name(vec![object.clone()])?;
                     open = Some(self.begin_object(object, bound, cipher.as_deref())?);
                 }
                 Message::Bytes(bytes) => {
@@ -264,13 +314,69 @@ impl<'a> PartialWriter<'a> {
                 Message::Close(entries) => {
                     if let Some(object) = open.take() {
                         let record = object.commit(self.destination)?.record();
-                        self.closed(&record, entries)?;
-                        stored.push(record);
+                        self.closed(&Closed::Object(ClosedObject::of(&record)), entries)?;
+                        stored.objects.push(record);
                     }
+                }
+                Message::ClosePlain(mut entry, reply) => {
+                    if let Some(object) = open.take() {
+                        let object = object.commit(self.destination)?;
+                        let sum = StoredSum { checksum: object.checksum, size: object.size };
+                        note_stored(&mut entry, sum);
+                        let closed = ClosedPlain {
+                            component: entry.component().to_owned(),
+                            encryption: object.encryption,
+                        };
+                        self.closed_plain(closed, std::iter::once(&*entry))?;
+                        stored.plain.0 += 1;
+                        stored.plain.1 += sum.size;
+                        // Who asked may have been stopped.
+                        let _ = reply.send(sum);
+                    }
+                }
+                Message::Abandon => open = None,
+                Message::Plain(batch, _reply) => {
+                    stored.plain.0 += batch.files.len() as u64;
+                    stored.plain.1 += batch.files.iter().map(|f| f.bytes.len() as u64).sum::<u64>();
+                    self.put_plain(batch)?;
                 }
             }
         }
         Ok(stored)
+    }
+
+    /// Stores plain files: their names first, then as many at once as the destination likes, then
+    /// their entries.
+    fn put_plain(&mut self, batch: PlainBatch) -> anyhow::Result<()> {
+        let PlainBatch { closed, files } = batch;
+        self.name(
+            files.iter().filter_map(|file| Some(file.entry.at.as_ref()?.object.clone())).collect(),
+        )?;
+        let destination = self.destination;
+        let put = |file: &PlainFile| -> anyhow::Result<()> {
+            bk_manifest::signal::check()?;
+            let at = file.entry.at.as_ref().context("a plain file without a name")?;
+            let name = place::join(&self.backup_folder, &at.object);
+            let mut upload = destination.put(&name, file.bytes.len() as u64)?;
+            upload.write_all(&file.bytes).with_context(|| cannot_store(&at.object, destination))?;
+            Ok(upload.commit()?)
+        };
+        parallel::map(destination.at_once(), files.iter().collect(), put)
+            .into_iter()
+            .collect::<anyhow::Result<()>>()?;
+        self.closed_plain(closed, files.iter().map(|file| &file.entry))
+    }
+
+    fn closed_plain<'e>(
+        &mut self,
+        closed: ClosedPlain,
+        entries: impl Iterator<Item = &'e Entry>,
+    ) -> anyhow::Result<()> {
+        let mut spool = Spool::new()?;
+        for entry in entries {
+            spool.push(entry)?;
+        }
+        self.closed(&Closed::Plain(closed), spool)
     }
 
     fn begin_object(
@@ -310,7 +416,7 @@ impl OpenObject<'_> {
     }
 
     /// Gives it its name, if the program that encrypted it ended well.
-    fn commit(mut self, destination: &dyn Destination) -> anyhow::Result<Closed> {
+    fn commit(mut self, destination: &dyn Destination) -> anyhow::Result<ClosedObject> {
         if let Some(encrypting) = self.encrypting {
             encrypting
                 .finish(&mut self.upload)
@@ -319,7 +425,15 @@ impl OpenObject<'_> {
         let (upload, checksum, size) = self.upload.finish();
         upload.commit()?;
         let encryption = self.method.map(|method| method.word().to_owned());
-        Ok(Closed { object: self.object, size, checksum, encryption })
+        Ok(ClosedObject { object: self.object, size, checksum, encryption })
+    }
+}
+
+/// Puts into the entry of a plain file what is stored of it, where that is not its content.
+fn note_stored(entry: &mut Entry, stored: StoredSum) {
+    let is_content = entry.checksum == Some(stored.checksum) && entry.size == Some(stored.size);
+    if let Some(at) = entry.at.as_mut().filter(|_| !is_content) {
+        stored.record(at);
     }
 }
 
@@ -327,11 +441,11 @@ fn cannot_store(object: &str, destination: &dyn Destination) -> String {
     format!("cannot store '{object}' at '{}'", destination.describe())
 }
 
-/// The entries of an object that a push had closed before it died.
+/// The entries of what a push had closed before it died.
 pub struct ClosedPiece<'a> {
     lines: BufReader<Box<dyn Read + Send + 'a>>,
     line: Vec<u8>,
-    /// The object.
+    /// Where their content lies.
     pub closed: Closed,
 }
 
@@ -339,7 +453,7 @@ pub struct ClosedPiece<'a> {
 const LINE_LIMIT: u64 = 1 << 20;
 
 impl<'a> ClosedPiece<'a> {
-    /// Reads the line for the object.
+    /// Reads the first line.
     ///
     /// # Errors
     /// Those of the destination; a piece that is malformed.
@@ -350,7 +464,7 @@ impl<'a> ClosedPiece<'a> {
         Ok(ClosedPiece { lines, closed: serde_json::from_slice(&line)?, line })
     }
 
-    /// The next entry whose content the object holds.
+    /// The next entry whose content was stored.
     ///
     /// # Errors
     /// As [`ClosedPiece::open`].
@@ -386,7 +500,7 @@ mod tests {
                 std::thread::yield_now();
             }
             drop(uploader);
-            assert_eq!(storing.join().unwrap(), []);
+            assert_eq!(storing.join().unwrap(), Stored::default());
             assert!(is_renewed(), "{:?}", memory.names());
         });
     }

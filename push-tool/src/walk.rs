@@ -21,6 +21,11 @@ fn is_foreign_manifest(name: &str) -> bool {
     file.starts_with(FOREIGN_PREFIX) && FOREIGN_SUFFIXES.iter().any(|suffix| file.ends_with(suffix))
 }
 
+/// Whether an object can be a manifest, of ours or of another system, by its name.
+pub fn may_be_manifest(name: &str) -> bool {
+    place::is_manifest(name) || is_foreign_manifest(name)
+}
+
 /// Whether an object is one of bk's own, which come and go at any time.
 fn is_own(name: &str) -> bool {
     name.strip_prefix(place::OWN_FOLDER).is_some_and(|rest| rest.starts_with('/'))
@@ -45,7 +50,7 @@ fn look(destination: &dyn Destination, hasher: &RandomState) -> anyhow::Result<L
         }
         look.objects += 1;
         look.sum = look.sum.wrapping_add(hasher.hash_one((&object.name, object.size)));
-        if place::is_manifest(&object.name) || is_foreign_manifest(&object.name) {
+        if may_be_manifest(&object.name) {
             look.manifests.push(object);
         }
     }

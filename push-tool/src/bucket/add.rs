@@ -6,7 +6,7 @@ use std::io::Write;
 use bk_manifest::entry::Entry;
 use bk_manifest::exit::{Exit, Failure};
 use bk_manifest::left_out::Reason;
-use bk_manifest::manifest::{Component, HostPath, Source, SourceKind, Status, is_name};
+use bk_manifest::manifest::{Component, HostPath, Layout, Source, SourceKind, Status, is_name};
 use bk_manifest::merge::{Merge, refuse_stored, taken};
 use bk_manifest::parent::Parent;
 use bk_manifest::progress::Progress;
@@ -25,6 +25,8 @@ pub struct Options<'a> {
     pub access: &'a str,
     /// Whether to take no object as unchanged.
     pub rehash: bool,
+    /// How its objects are stored.
+    pub layout: Layout,
 }
 
 /// Lists a bucket and writes the document with its entries merged in.
@@ -46,6 +48,7 @@ pub fn add(
         prefix: HostPath(options.component.into()),
         paths: Vec::new(),
         access: Some(options.access.to_owned()),
+        layout: options.layout,
     };
     let (mut merge, run) = Merge::begin(incoming, output, source)?;
     let mut parent = run.parent.as_ref().map(Parent::open).transpose()?;

@@ -11,8 +11,8 @@ use bk_manifest::entry::{Entry, Kind};
 use bk_manifest::exit::{Exit, classify};
 use bk_manifest::left_out::Reason;
 use bk_manifest::manifest::{
-    Application, Backup, EndRun, Header, HostPath, ParentFile, Run, Source, SourceKind, Status,
-    Trailer,
+    Application, Backup, EndRun, Header, HostPath, Layout, ParentFile, Run, Source, SourceKind,
+    Status, Trailer,
 };
 use bk_manifest::path::RelPath;
 use bk_manifest::progress::{Progress, Silent};
@@ -46,8 +46,13 @@ fn begun(number: u32, parent: Option<&tempfile::NamedTempFile>, sources: Vec<Sou
     Writer::new(Vec::new(), Format::Json, header).unwrap().end(trailer).unwrap().0
 }
 
-const OPTIONS: Options<'static> =
-    Options { component: "minio", name: "s3://documents", access: "SOURCE", rehash: false };
+const OPTIONS: Options<'static> = Options {
+    component: "minio",
+    name: "s3://documents",
+    access: "SOURCE",
+    rehash: false,
+    layout: Layout::Plain,
+};
 
 fn added(document: &[u8], bucket: &MemoryBucket) -> anyhow::Result<(Exit, Vec<u8>)> {
     let mut output = Vec::new();
@@ -332,6 +337,7 @@ fn a_bucket_and_a_tree_meet_only_where_they_do() {
         prefix: HostPath::default(),
         paths: Vec::new(),
         access: None,
+        layout: Layout::Plain,
     };
     let bucket = MemoryBucket::default();
     bucket.store("k", Object::new(b"1", 0));
@@ -463,8 +469,8 @@ fn an_object_that_has_to_be_stored_again_loses_what_it_no_longer_has() {
     let (_, document) = added(&begun(2, Some(&parent), Vec::new()), &bucket).unwrap();
     assert!(entries(&document).0[0].at.is_some());
     // The destination has lost it, and the application has put another.
-    let volume = memory.names().into_iter().find(|name| name.contains("files/")).unwrap();
-    memory.drop_object(&volume);
+    let object = memory.names().into_iter().find(|name| name.contains("/minio/")).unwrap();
+    memory.drop_object(&object);
     bucket.store("k", Object::new(b"new", 2).with_metadata("b", "2"));
     let (_, stored) = pushed(&document, &bucket, &memory).unwrap();
     let found = Attributes::recorded(&entries(&stored).0[0]);

@@ -1,6 +1,7 @@
 //! `bk-push add`: lists an application's own bucket.
 
 use bk_manifest::exit::Exit;
+use bk_manifest::manifest::Layout;
 use bk_manifest::shell::Console;
 use bk_manifest::stream::Reader;
 
@@ -17,12 +18,22 @@ pub(super) struct AddArgs {
     /// Name of the component, put before every key too
     #[arg(long = "as", value_name = "NAME")]
     component: String,
+    /// How its objects are stored: each as one, which opens with any tool, or many in one volume, which
+    /// takes far fewer requests where they are small
+    #[arg(long, value_enum, default_value_t = LayoutArg::Plain)]
+    layout: LayoutArg,
     /// Take no object as unchanged: have all of them read again
     #[arg(long)]
     rehash: bool,
     /// Record only that the bucket is not backed up, and why; nothing connects to it
     #[arg(long, value_name = "REASON", conflicts_with = "rehash")]
     skip: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum LayoutArg {
+    Plain,
+    Packed,
 }
 
 pub(super) fn run(args: &AddArgs, console: &Console) -> anyhow::Result<Exit> {
@@ -39,6 +50,10 @@ pub(super) fn run(args: &AddArgs, console: &Console) -> anyhow::Result<Exit> {
         name: &args.bucket,
         access: &args.access.access,
         rehash: args.rehash,
+        layout: match args.layout {
+            LayoutArg::Plain => Layout::Plain,
+            LayoutArg::Packed => Layout::Packed,
+        },
     };
     let bucket = connect(options.name, options.access)?;
     add::add(reader, console.output(), &*bucket, &options, console)

@@ -13,8 +13,9 @@ use super::Copy;
 use crate::base::sizes;
 use crate::catalog::{Catalog, NeededObject, needed_objects, reread};
 use crate::destination::Destination;
+use crate::partial::{self, Closed};
 use crate::upload::ClosedPiece;
-use crate::{mark, partial, place};
+use crate::{mark, place};
 
 /// What is at the destination of what is needed.
 pub(super) struct Look {
@@ -88,8 +89,9 @@ impl Copy<'_> {
                 for piece in list.closed() {
                     // One that is cut or gone vouches for nothing.
                     let Ok(piece) = ClosedPiece::open(destination, piece) else { continue };
-                    let name = place::join(&begun.folder, &piece.closed.object);
-                    vouch(&mut open, &name, piece.closed.checksum);
+                    let Closed::Object(closed) = piece.closed else { continue };
+                    let name = place::join(&begun.folder, &closed.object);
+                    vouch(&mut open, &name, closed.checksum);
                 }
             }
             for backup in catalog.backups.iter().rev() {

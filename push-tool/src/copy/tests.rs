@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::*;
 use crate::mark::Mark;
 use crate::memory::{Memory, Objects};
-use crate::partial::Closed;
+use crate::partial::ClosedObject;
 use bk_manifest::exit::classify;
 use bk_manifest::manifest::{Application, Backup, Header, Run, Trailer};
 use bk_manifest::progress::Silent;
@@ -218,7 +218,7 @@ fn a_rerun_copies_nothing_twice() {
         assert!(world.copy().is_err());
         world.to.die_after(None);
         for piece in world.to.names().iter().filter(|name| name.ends_with(".entries")) {
-            let closed: Closed = serde_json::from_slice(&read(&world.to, piece)).unwrap();
+            let closed: ClosedObject = serde_json::from_slice(&read(&world.to, piece)).unwrap();
             world.from.drop_object(&closed.object);
             // Nor is it read where it lies: what was closed is vouched for.
             let panics = Box::new(|_: &mut Objects, _: &mut Time| panic!("it is read again"));

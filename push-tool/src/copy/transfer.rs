@@ -14,10 +14,11 @@ use bk_manifest::stream::{Error as FormatError, Reader};
 use super::Copy;
 use crate::base::sizes;
 use crate::catalog::NeededObject;
+use crate::describe::SideFiles;
 use crate::destination::{ErrorKind, ObjectInfo};
-use crate::partial::Closed;
+use crate::partial::{Closed, ClosedObject};
+use crate::place;
 use crate::upload::PartialWriter;
-use crate::{describe, place};
 
 /// Objects that are copied at once.
 const WORKERS: usize = 3;
@@ -81,7 +82,7 @@ impl Copy<'_> {
     fn store(&self, object: &NeededObject, list: &Mutex<PartialWriter<'_>>) -> anyhow::Result<()> {
         let NeededObject { name, record } = object;
         let list = || list.lock().map_err(|_| anyhow::anyhow!("copying failed"));
-        list()?.name(name)?;
+        list()?.name(vec![name.clone()])?;
         let mut reader = match self.from.read(name, None) {
             Err(error) if error.kind == ErrorKind::NotFound => {
                 return Err(self.damaged(name, "is missing"));
@@ -126,8 +127,8 @@ impl Copy<'_> {
             committed => committed?,
         }
         self.progress.advance(0, 1);
-        let record = Closed { object: name.clone(), ..Closed::of(record) }.record();
-        list()?.closed(&record, Spool::new()?)
+        let closed = ClosedObject { object: name.clone(), ..ClosedObject::of(record) };
+        list()?.closed(&Closed::Object(closed), Spool::new()?)
     }
 
     /// Puts the side files, made anew from the manifest: there is no checksum of those at the source.
@@ -140,21 +141,21 @@ impl Copy<'_> {
         let destination = self.destination();
         let (folder, stem) = (place::parent(manifest), place::stem(manifest));
         let file = manifest.rsplit('/').next().unwrap_or(manifest);
-        let objects = document.trailer.objects()?;
-        let files = describe::side_files(&document.header, &document.trailer, &objects, file)?;
-        for (name, text) in files {
-            let name = place::join(folder, &format!("{stem}{name}"));
+        let Document { header, trailer, entries } = document;
+        let files = SideFiles::new(header, trailer, file, entries)?;
+        for side in place::SIDE_FILES {
+            let name = place::join(folder, &format!("{stem}{side}"));
             if destination.stat(&name)?.is_some() {
                 let (there, _) = Digest::of_reader(destination.read(&name, None)?)?;
-                if there != Digest::of(text.as_bytes()) {
+                let mut due = HashWriter::new(std::io::sink());
+                files.write(side, &mut due)?;
+                if there != due.finish().1 {
                     return Err(self.taken(&name, "differs from what is to be there"));
                 }
                 continue;
             }
-            list.name(&name)?;
-            let mut upload = destination.put(&name, text.len() as u64)?;
-            upload.write_all(text.as_bytes()).with_context(|| format!("cannot store '{name}'"))?;
-            upload.commit()?;
+            list.name(vec![name.clone()])?;
+            files.put(side, destination.put(&name, files.bound())?, &name)?;
         }
         Ok(())
     }

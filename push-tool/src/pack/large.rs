@@ -28,13 +28,21 @@ impl Packer<'_> {
                 }
             };
             open.describe(&mut entry);
-            let content = match self.look_up(&mut open, &entry)? {
-                Ok(None) => self.stream(&mut open, &entry)?,
-                Ok(Some(known)) => Ok(known),
-                Err(error) => Err(error),
+            let plain = self.plain_name(&entry);
+            let content = match (self.look_up(&mut open, &entry)?, &plain) {
+                (Ok(None), None) => self.stream(&mut open, &entry)?,
+                (Ok(None), Some(object)) => self.stream_plain(&mut open, object)?.map(|digest| {
+                    let at = At { object: object.clone(), ..At::default() };
+                    Content { at, digest, is_new: true }
+                }),
+                (Ok(Some(known)), _) => Ok(known),
+                (Err(error), _) => Err(error),
             };
             let is_unchanged = content.is_ok() && open.is_unchanged().unwrap_or(false);
             if !is_unchanged && tries == 1 {
+                if plain.is_some() {
+                    self.tools.uploader.abandon()?;
+                }
                 continue;
             }
             let content = match content {
@@ -52,7 +60,9 @@ impl Packer<'_> {
             entry.at = Some(content.at);
             if content.is_new {
                 self.totals.stored += open.size();
-                if let Some(volume) = &mut self.volume {
+                if plain.is_some() {
+                    self.tools.uploader.close_plain(&mut entry)?;
+                } else if let Some(volume) = &mut self.volume {
                     volume.entries.push(&entry)?;
                     volume.count += 1;
                 }

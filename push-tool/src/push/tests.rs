@@ -5,7 +5,7 @@ use crate::bucket::none;
 use crate::catalog::Catalog;
 use crate::mark::Mark;
 use crate::memory::{Memory, store_on};
-use bk_manifest::manifest::{Application, HostPath, Source, SourceKind};
+use bk_manifest::manifest::{Application, HostPath, Layout, Source, SourceKind};
 use bk_manifest::path::RelPath;
 use bk_manifest::progress::Silent;
 use std::os::unix::ffi::OsStrExt;
@@ -42,6 +42,7 @@ impl Tree {
             prefix: HostPath::default(),
             paths: Vec::new(),
             access: None,
+            layout: Layout::Packed,
         };
         let run = Run { sources: vec![source], ..Run::default() };
         let application = Application { name: "app".into(), version: None };

@@ -10,7 +10,9 @@ use crate::push::{self, push};
 use crate::store::Store;
 use bk_manifest::entry::Entry;
 use bk_manifest::manifest::Trailer;
-use bk_manifest::manifest::{Application, Backup, Header, HostPath, Run, Source, SourceKind};
+use bk_manifest::manifest::{
+    Application, Backup, Header, HostPath, Layout, Run, Source, SourceKind,
+};
 use bk_manifest::path::RelPath;
 use bk_manifest::progress::Silent;
 use bk_manifest::select::Selection;
@@ -34,6 +36,7 @@ fn document(root: &Path, id: &str, files: u32) -> Vec<u8> {
         prefix: HostPath::default(),
         paths: Vec::new(),
         access: None,
+        layout: Layout::Packed,
     };
     let run = Run { sources: vec![source], ..Run::default() };
     let application = Application { name: "app".into(), version: None };
