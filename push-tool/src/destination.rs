@@ -89,6 +89,24 @@ pub enum Created {
     Taken,
 }
 
+/// What a push does to a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It stores an object of `size` bytes that was announced with `bound`.
+    Put {
+        /// What [`Destination::put`] is told.
+        bound: u64,
+        /// Bytes.
+        size: u64,
+    },
+    /// It stores a small object unless its name is taken.
+    Create,
+    /// It removes so many.
+    Delete(u64),
+    /// It reads the clock.
+    Clock,
+}
+
 /// An object being stored: written, then committed.
 ///
 /// Dropped before [`Upload::commit`], it leaves nothing under its name.
@@ -168,5 +186,11 @@ pub trait Destination: Send + Sync {
     /// Requests that were sent so far, where they are counted: some stores charge for each.
     fn requests(&self) -> Option<u64> {
         None
+    }
+
+    /// About how many requests a change takes, where they are counted.
+    fn requests_of(&self, change: Change) -> u64 {
+        let _ = change;
+        0
     }
 }

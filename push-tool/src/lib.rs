@@ -15,6 +15,7 @@ pub mod copy;
 pub mod decrypt;
 pub mod describe;
 pub mod destination;
+pub mod dry_run;
 pub mod encrypt;
 pub mod fetch;
 pub mod identity;

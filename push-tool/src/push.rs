@@ -46,6 +46,9 @@ pub struct Options {
     pub encryption: Choice,
     /// Refuse components that hold secrets and are not encrypted.
     pub refuses_plain_secrets: bool,
+    /// Store nothing, and only say what would be stored; the destination is to be a
+    /// [`DryRun`](crate::dry_run::DryRun).
+    pub is_dry: bool,
     /// The file with the key that opens encrypted backups, where this host has it.
     pub identity: Option<PathBuf>,
 }
@@ -59,7 +62,7 @@ pub struct Options {
 /// earlier ones are as they were.
 pub fn push(
     mut incoming: Reader<'_>,
-    output: impl Write,
+    mut output: impl Write,
     store: &Store,
     options: &Options,
     connect: Connect<'_>,
@@ -138,24 +141,32 @@ pub fn push(
     let place = put_manifest(store, &folder, &entries, &mut document, options.format)?;
     push.look_again(store, &folder, &place, looked, &document, &entries)?;
 
+    let (objects, stored) = push.stored();
     for error in push.partial.remove() {
         progress.warn(&format!("{:#}", anyhow::Error::from(error)));
     }
+    let requests = destination.requests().map(|count| format!(", {count} requests"));
+    let requests = requests.unwrap_or_default();
+    let (id, read) = (&backup.id, human_bytes(push.totals.stored));
+    if options.is_dry {
+        let there = human_bytes(push.totals.inherited);
+        writeln!(
+            output,
+            "would store {id} of {series}: {objects} objects, {}, for {read} of content; {there} are \
+             there already{requests}",
+            human_bytes(stored)
+        )?;
+        output.flush()?;
+        return Ok(document.trailer.exit()?);
+    }
     push.sources.remove_staged(&entries, progress)?;
     drop(lock);
-    let requests =
-        destination.requests().map(|count| format!(", {count} requests")).unwrap_or_default();
-    progress.note(&format!(
-        "stored {} of {} ({}{requests})",
-        backup.id,
-        document.header.series()?,
-        human_bytes(push.totals.stored)
-    ));
+    progress.note(&format!("stored {id} of {series} ({read}{requests})"));
     let pushed = Pushed {
         id: backup.id,
-        objects: push.own.len() as u64 + push.own_plain.0,
+        objects,
         elsewhere: 0,
-        stored: push.own.values().map(|object| object.size).sum::<u64>() + push.own_plain.1,
+        stored,
         read: push.totals.stored,
         inherited: push.totals.inherited,
     };
@@ -248,6 +259,12 @@ fn encryption(
 }
 
 impl Push<'_> {
+    /// How many objects it has stored, and their bytes as stored.
+    fn stored(&self) -> (u64, u64) {
+        let bytes: u64 = self.own.values().map(|object| object.size).sum();
+        (self.own.len() as u64 + self.own_plain.0, bytes + self.own_plain.1)
+    }
+
     /// Stores what entries need that is not there yet.
     fn pass(
         &mut self,

@@ -28,7 +28,7 @@ use reqwest::Method;
 
 use crate::access::Access;
 use crate::destination::{
-    Created, Destination, Error, ErrorKind, Listing, ObjectInfo, Result, Upload,
+    Change, Created, Destination, Error, ErrorKind, Listing, ObjectInfo, Result, Upload,
 };
 use client::{Client, Request, date};
 use fault::Fault;
@@ -269,6 +269,14 @@ impl Destination for S3 {
 
     fn requests(&self) -> Option<u64> {
         Some(self.client.requests())
+    }
+
+    fn requests_of(&self, change: Change) -> u64 {
+        match change {
+            Change::Put { bound, size } => upload::requests(bound, size),
+            Change::Create | Change::Clock => 1,
+            Change::Delete(count) => count.div_ceil(removal::BATCH as u64),
+        }
     }
 }
 

@@ -151,18 +151,9 @@ impl SeekTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::noise;
     use bk_manifest::path::RelPath;
     use std::io::Read;
-
-    fn noise(length: usize) -> Vec<u8> {
-        let mut state = 7u64;
-        (0..length)
-            .map(|_| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                (state >> 56) as u8
-            })
-            .collect()
-    }
 
     #[test]
     fn frames_decode_whether_compressed_or_stored() {

@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use bk_manifest::exit::{Exit, Failure};
 use bk_manifest::shell::Console;
 use bk_manifest::stream::{Format, Reader};
 use clap::ValueEnum;
 
 use super::access::{AccessArgs, connect, is_empty};
+use crate::dry_run::DryRun;
 use crate::encrypt::Choice;
 use crate::location::Location;
 use crate::push;
@@ -23,6 +25,10 @@ pub(super) struct PushArgs {
     /// Store everything, whatever the parent has
     #[arg(long)]
     full: bool,
+    /// Read, compress and encrypt, but store nothing; print what would be stored, and for S3 in how many
+    /// requests
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     encrypt: EncryptArgs,
     /// Form of the stored manifest
@@ -65,6 +71,7 @@ pub(super) fn run(args: &PushArgs, console: &Console) -> anyhow::Result<Exit> {
     let recipients = args.encrypt.recipients_file.as_ref().filter(|file| !is_empty(file));
     let options = push::Options {
         full: args.full,
+        is_dry: args.dry_run,
         format,
         refuses_plain_secrets: Location::parse(to)?.is_remote() && !allows_plain,
         identity: access.plain("BACKUP_IDENTITY_FILE").map(PathBuf::from),
@@ -72,6 +79,12 @@ pub(super) fn run(args: &PushArgs, console: &Console) -> anyhow::Result<Exit> {
     };
     let input = console.input("bk-manifest new … | bk-manifest add … | bk-push --to DEST")?;
     let reader = Reader::new(input)?;
-    let store = Store::open(to, &access)?;
-    push::push(reader, console.output(), &store, &options, &connect, console)
+    let mut store = Store::open(to, &access)?;
+    let mut output = console.output();
+    if args.dry_run {
+        let dry_run = DryRun::over(store.destination).context("cannot create a temporary file")?;
+        store.destination = Box::new(dry_run);
+        output = console.text_output();
+    }
+    push::push(reader, output, &store, &options, &connect, console)
 }

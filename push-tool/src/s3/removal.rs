@@ -12,7 +12,7 @@ use super::fault::Fault;
 use crate::destination::{Error, ErrorKind};
 
 /// Objects of one request.
-const BATCH: usize = 1000;
+pub(super) const BATCH: usize = 1000;
 /// Single removals at once.
 const AT_ONCE: usize = 8;
 

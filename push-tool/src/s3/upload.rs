@@ -32,6 +32,13 @@ pub(super) fn part_size(bound: u64) -> u64 {
     most.div_ceil(PARTS).next_multiple_of(1 << 20).max(PART)
 }
 
+/// How many requests it takes to store an object of `size` bytes that was announced with `bound`.
+pub(super) fn requests(bound: u64, size: u64) -> u64 {
+    let parts = size.div_ceil(part_size(bound));
+    // Begun, looked for, completed.
+    if parts > 1 { parts + 3 } else { 1 }
+}
+
 /// An object being stored.
 pub(super) struct S3Upload<'a> {
     s3: &'a S3,
