@@ -121,6 +121,14 @@ enum Fate {
     New(SmallFile),
 }
 
+/// The items of a wave that have to be stored.
+struct New {
+    /// Those that share a frame.
+    frames: Vec<Vec<usize>>,
+    /// Those that are to be objects of their own, with their names.
+    plain: Vec<(usize, String)>,
+}
+
 /// What a backup's entries refer to, and how many there are.
 #[derive(Clone, Debug, Default)]
 pub struct Contents {
@@ -312,7 +320,7 @@ impl<'a> Packer<'a> {
             wave.par_chunks_mut(1).for_each(|items| read_items(sources, items, &room, is_bucket));
         });
         sources.check()?;
-        let (frames, plain) = self.tell_apart(&mut wave)?;
+        let New { frames, plain } = self.tell_apart(&mut wave)?;
         let items = &wave;
         let compressed: Vec<(Frame, Vec<u64>)> = frames
             .par_iter()
@@ -353,12 +361,8 @@ impl<'a> Packer<'a> {
         Ok(())
     }
 
-    /// Decides, in order, which content is new, and gathers it into frames; beside them those that are
-    /// to be objects of their own, by their names.
-    fn tell_apart(
-        &mut self,
-        wave: &mut [Item],
-    ) -> anyhow::Result<(Vec<Vec<usize>>, Vec<(usize, String)>)> {
+    /// Decides, in order, which content is new, and gathers it into frames.
+    fn tell_apart(&mut self, wave: &mut [Item]) -> anyhow::Result<New> {
         let mut frames: Vec<Vec<usize>> = Vec::new();
         let mut plain = Vec::new();
         let mut frame_bytes = FRAME_BYTES;
@@ -395,7 +399,7 @@ impl<'a> Packer<'a> {
             };
             item.fate = fate;
         }
-        Ok((frames, plain))
+        Ok(New { frames, plain })
     }
 
     fn find_known(

@@ -1,6 +1,7 @@
 //! A bucket from its listing to a committed backup, and back.
 
 mod mirror;
+mod plain;
 mod s3;
 
 use std::cell::RefCell;

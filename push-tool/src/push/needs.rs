@@ -46,14 +46,12 @@ impl Push<'_> {
 
     /// Has nothing refer to an object any more: what it holds is stored again.
     fn lose(&mut self, backup: Option<&str>, object: &str, name: &str) -> anyhow::Result<()> {
-        match backup {
-            Some(backup) => self.base.usable.remove(backup, object, name),
-            None => {
-                self.own.remove(object);
-                self.lost.insert(object.to_owned());
-                Ok(())
-            }
+        if let Some(backup) = backup {
+            return self.base.usable.remove(backup, object, name);
         }
+        self.own.remove(object);
+        self.lost.insert(object.to_owned());
+        Ok(())
     }
 
     /// Where the objects of this backup and of those that it refers to lie.
