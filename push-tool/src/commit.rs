@@ -1,42 +1,94 @@
-//! The look behind a commit that came late: prune may have been faster.
+//! The looks around a commit that came late: prune may have been faster.
+
+use std::time::Duration;
 
 use bk_manifest::exit::{Exit, Failure, fail};
 use bk_manifest::spool::Entries;
+use bk_manifest::time::Time;
 
 use crate::base::present;
 use crate::catalog::NeededObject;
+use crate::destination::Destination;
 use crate::plain::PlainFiles;
 use crate::store::Store;
 use crate::{mark, place};
 
-/// Makes sure that a manifest that has just been committed still has all that it needs; withdraws it
-/// and its side files if not.
-///
-/// # Errors
-/// Those of the destination; [`Exit::Failed`] for a manifest that was withdrawn, or could not be.
-pub fn confirm(
-    store: &Store,
-    manifest: &str,
-    needed: &[NeededObject],
-    (plain, entries): (&PlainFiles, &Entries),
-) -> anyhow::Result<()> {
-    let destination = &*store.destination;
-    // A mark that is due may be at work, and have read the manifests before this one was there.
-    let now = destination.now()?;
-    let mut marks = mark::read_all(destination)?;
-    marks.retain(|placed| now.since(placed.object.modified) >= store.grace());
-    let marked = mark::marked_names(&marks);
-    let mut missing = 0u64;
-    plain.each_missing(destination, entries, &marked, &mut |_| {
-        missing += 1;
-        Ok(())
-    })?;
-    let is_safe = missing == 0
-        && needed.iter().all(|object| !marked.contains(object.name.as_str()))
-        && present(destination, needed)?.len() == needed.len();
-    if is_safe {
-        return Ok(());
+/// What a manifest that is being committed needs.
+pub struct Needs<'a> {
+    /// The objects that its `objects` names.
+    pub objects: Vec<NeededObject>,
+    /// The plain files.
+    pub plain: PlainFiles,
+    /// Its entries.
+    pub entries: &'a Entries,
+}
+
+impl Needs<'_> {
+    /// Whether all of it is there, and no mark names any of it that has stood for `age` by now.
+    fn are_met(&self, destination: &dyn Destination, age: Duration) -> anyhow::Result<bool> {
+        let now = destination.now()?;
+        let mut marks = mark::read_all(destination)?;
+        marks.retain(|placed| now.since(placed.object.modified) >= age);
+        let marked = mark::marked_names(&marks);
+        let is_marked = |object: &NeededObject| marked.contains(object.name.as_str());
+        let mut missing = 0u64;
+        self.plain.each_missing(destination, self.entries, &marked, &mut |_| {
+            missing += 1;
+            Ok(())
+        })?;
+        Ok(missing == 0
+            && !self.objects.iter().any(is_marked)
+            && present(destination, &self.objects)?.len() == self.objects.len())
     }
+
+    /// Looks just before the commit, where the last look is long ago by now; returns when it was looked
+    /// last. What stalls behind that for half the grace time more is [`Needs::confirm`]'s.
+    ///
+    /// # Errors
+    /// Those of the destination; [`Exit::Failed`] if something is marked or gone: nothing is committed.
+    pub fn look_again(&self, store: &Store, looked: Time) -> anyhow::Result<Time> {
+        let now = store.destination.now()?;
+        if store.grace().is_zero() || !is_late(store, looked, now) {
+            return Ok(looked);
+        }
+        if self.are_met(&*store.destination, Duration::ZERO)? {
+            return Ok(now);
+        }
+        let message = "objects were marked for removal, or removed, while the manifest was written; \
+                       nothing was committed";
+        Err(Failure::new(Exit::Failed, message)
+            .hint("run it again; what was stored is used")
+            .into())
+    }
+
+    /// Makes sure that a manifest that has just been committed still has all that it needs, if the
+    /// commit came late after the last look, or a mark `is_near`; withdraws it and its side files if not.
+    ///
+    /// # Errors
+    /// Those of the destination; [`Exit::Failed`] for a manifest that was withdrawn, or could not be.
+    pub fn confirm(
+        &self,
+        store: &Store,
+        manifest: &str,
+        looked: Time,
+        is_near: bool,
+    ) -> anyhow::Result<()> {
+        let destination = &*store.destination;
+        let is_due = is_near || is_late(store, looked, destination.now()?);
+        // A mark that is due may be at work, and have read the manifests before this one was there.
+        if is_due && !self.are_met(destination, store.grace())? {
+            return withdraw(destination, manifest);
+        }
+        Ok(())
+    }
+}
+
+/// Whether prune may have removed by now what was not marked yet when it was looked at.
+fn is_late(store: &Store, looked: Time, now: Time) -> bool {
+    store.grace().is_zero() || now.since(looked) > store.grace() / 2
+}
+
+fn withdraw(destination: &dyn Destination, manifest: &str) -> anyhow::Result<()> {
     let mut names = vec![manifest.to_owned()];
     names.extend(place::side_files(manifest));
     let failed = destination.delete(&names);

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use anyhow::Context;
 use bk_manifest::digest::Digest;
@@ -19,13 +18,14 @@ use bk_manifest::stream::Error as FormatError;
 use bk_manifest::time::Time;
 
 use crate::catalog::{Catalog, NeededObject, needed_objects};
+use crate::commit::Needs;
 use crate::destination::{Destination, ObjectInfo};
 use crate::locate::{Located, locate};
 use crate::partial::Begun;
 use crate::plain::PlainFiles;
 use crate::store::Store;
 use crate::upload::PartialWriter;
-use crate::{commit, place, secrets};
+use crate::{place, secrets};
 
 mod look;
 mod transfer;
@@ -113,13 +113,10 @@ pub fn copy(
     if there.is_none() {
         copy.put_side_files(document, &manifest.name, &mut list)?;
         copy.put_manifest(&manifest, total)?;
-        let is_late =
-            to.grace() == Duration::ZERO || destination.now()?.since(look.began) > to.grace() / 2;
-        if is_late || look.is_marked {
-            let folder = place::parent(&manifest.name);
-            let plain = PlainFiles::new(&document.header, &document.trailer, folder)?;
-            commit::confirm(to, &manifest.name, &needed, (&plain, &document.entries))?;
-        }
+        let folder = place::parent(&manifest.name);
+        let plain = PlainFiles::new(&document.header, &document.trailer, folder)?;
+        let needs = Needs { objects: needed.clone(), plain, entries: &document.entries };
+        needs.confirm(to, &manifest.name, look.began, look.is_marked)?;
     }
     for error in list.remove() {
         progress.warn(&format!("{:#}", anyhow::Error::from(error)));

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context;
 use bk_manifest::entry::Entry;
@@ -21,16 +20,16 @@ use serde_json::json;
 use crate::base::Base;
 use crate::bucket::Connect;
 use crate::describe::SideFiles;
-use crate::destination::Destination;
+use crate::destination::{Destination, Upload};
 use crate::encrypt::Choice;
 use crate::known::KnownContent;
 use crate::pack::{Contents, LARGE_BYTES, Live, Packed, Packer, Tools, Totals};
 use crate::partial::Begun;
-use crate::plain::{PlainFiles, StoredSum};
+use crate::plain::StoredSum;
 use crate::source::Sources;
 use crate::store::Store;
 use crate::upload::{PartialWriter, StoppedStoring, Uploader};
-use crate::{commit, links, place, secrets};
+use crate::{links, place, secrets};
 
 /// How often what turned out to be marked or gone is stored again before the push gives up.
 const PASSES: usize = 4;
@@ -122,24 +121,15 @@ pub fn push(
     };
     let mut packed = push.pass(&mut next)?;
     let (_, trailer) = incoming.end()?;
-    let looked = loop {
-        let looked = push.settle(destination, &folder, &mut packed)?;
-        if !packed.contents.has_links {
-            break looked;
-        }
-        let (resolved, has_orphans) = links::resolve(&packed.entries)?;
-        if !has_orphans {
-            packed.entries = resolved;
-            break looked;
-        }
-        let mut again = resolved.iter();
-        packed = push.pass(&mut || again.next().transpose())?;
-    };
+    let looked = push.settle_all(destination, &folder, &mut packed)?;
     progress.end();
     let Stored { entries, contents } = packed;
     let mut document = push.document(header, trailer, &folder, &contents, options)?;
-    let place = put_manifest(store, &folder, &entries, &mut document, options.format)?;
-    push.look_again(store, &folder, &place, looked, &document, &entries)?;
+    let needs = push.needs(&folder, &document, &entries)?;
+    let (place, upload) = put_manifest(store, &folder, &entries, &mut document, options.format)?;
+    let looked = needs.look_again(store, looked)?;
+    upload.commit()?;
+    needs.confirm(store, &place, looked, false)?;
 
     let (objects, stored) = push.stored();
     for error in push.partial.remove() {
@@ -314,6 +304,29 @@ impl Push<'_> {
         Ok(Stored { entries: packed.entries, contents: packed.contents })
     }
 
+    /// Has everything settled, and gives hard links their places. Returns when it looked, by the store's
+    /// clock.
+    fn settle_all(
+        &mut self,
+        destination: &dyn Destination,
+        folder: &str,
+        stored: &mut Stored,
+    ) -> anyhow::Result<Time> {
+        loop {
+            let looked = self.settle(destination, folder, stored)?;
+            if !stored.contents.has_links {
+                return Ok(looked);
+            }
+            let (resolved, has_orphans) = links::resolve(&stored.entries)?;
+            if !has_orphans {
+                stored.entries = resolved;
+                return Ok(looked);
+            }
+            let mut again = resolved.iter();
+            *stored = self.pass(&mut || again.next().transpose())?;
+        }
+    }
+
     /// Looks at the marks, then at the presence of every object that the entries need, and stores
     /// again what is marked or gone, until nothing is. Returns when it looked, by the store's clock.
     fn settle(
@@ -400,36 +413,16 @@ impl Push<'_> {
         trailer.worsen(if self.faults.is_empty() { Exit::Done } else { Exit::Partial })?;
         Ok(Document { header, trailer, objects, plain })
     }
-
-    /// If the commit came late after the last look, prune may have been faster: then the manifest is
-    /// withdrawn.
-    fn look_again(
-        &self,
-        store: &Store,
-        folder: &str,
-        place: &str,
-        looked: Time,
-        document: &Document,
-        entries: &Entries,
-    ) -> anyhow::Result<()> {
-        let destination = &*store.destination;
-        if store.grace() > Duration::ZERO && destination.now()?.since(looked) <= store.grace() / 2 {
-            return Ok(());
-        }
-        let (objects, plain) = (&document.objects, document.plain.clone());
-        let plain = PlainFiles::of(self.folders(folder), objects, plain);
-        commit::confirm(store, place, &self.needed(folder, objects)?, (&plain, entries))
-    }
 }
 
-/// Puts the side files, then the manifest: the commit. Returns the manifest's name.
-fn put_manifest(
-    store: &Store,
+/// Puts the side files, then the manifest, but for its commit. Returns the manifest's name.
+fn put_manifest<'a>(
+    store: &'a Store,
     folder: &str,
     entries: &Entries,
     document: &mut Document,
     format: Format,
-) -> anyhow::Result<String> {
+) -> anyhow::Result<(String, Box<dyn Upload + 'a>)> {
     let destination = &*store.destination;
     let [json, yaml] = place::MANIFEST_NAMES;
     let manifest = match format {
@@ -453,7 +446,6 @@ fn put_manifest(
     }
     let (output, stored) = writer.end(document.trailer.stored()).with_context(context)?;
     output.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(context)?;
-    upload.commit()?;
     document.trailer.totals = stored.totals.clone();
     if let Some(sum) = stored.total_checksum() {
         document.trailer.set("verification", {
@@ -463,7 +455,7 @@ fn put_manifest(
             verification
         });
     }
-    Ok(name)
+    Ok((name, upload))
 }
 
 /// Prints the document as it was stored, with what this run did added.

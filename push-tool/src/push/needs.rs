@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 
 use anyhow::Context;
 use bk_manifest::manifest::{ObjectRecord, PlainRecord};
+use bk_manifest::spool::Entries;
 use serde_json::Map;
 
-use super::{Push, Stored};
+use super::{Document, Push, Stored};
 use crate::base::present;
 use crate::catalog::{Folders, NeededObject};
+use crate::commit::Needs;
 use crate::destination::Destination;
 use crate::mark;
 use crate::pack::Contents;
@@ -55,16 +57,12 @@ impl Push<'_> {
     }
 
     /// Where the objects of this backup and of those that it refers to lie.
-    pub(super) fn folders(&self, folder: &str) -> Folders {
+    fn folders(&self, folder: &str) -> Folders {
         Folders::of(folder, self.base.folders.clone())
     }
 
     /// The objects that records stand for, by their names at the destination.
-    pub(super) fn needed(
-        &self,
-        folder: &str,
-        objects: &[ObjectRecord],
-    ) -> anyhow::Result<Vec<NeededObject>> {
+    fn needed(&self, folder: &str, objects: &[ObjectRecord]) -> anyhow::Result<Vec<NeededObject>> {
         let folders = self.folders(folder);
         objects
             .iter()
@@ -73,6 +71,21 @@ impl Push<'_> {
                 Ok(NeededObject { name, record: record.clone() })
             })
             .collect()
+    }
+
+    /// What the document that is to be committed needs.
+    pub(super) fn needs<'a>(
+        &self,
+        folder: &str,
+        document: &Document,
+        entries: &'a Entries,
+    ) -> anyhow::Result<Needs<'a>> {
+        let (objects, plain) = (&document.objects, document.plain.clone());
+        Ok(Needs {
+            objects: self.needed(folder, objects)?,
+            plain: PlainFiles::of(self.folders(folder), objects, plain),
+            entries,
+        })
     }
 
     /// The records of the objects that entries refer to, in the order of `contents.live`.

@@ -10,6 +10,7 @@ use bk_manifest::path::RelPath;
 use bk_manifest::progress::Silent;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 const GRACE: Duration = Duration::from_hours(24);
 
@@ -216,6 +217,23 @@ fn a_commit_that_came_too_late_is_withdrawn() {
     let error = tree.push("b0", &memory).unwrap_err();
     assert!(error.to_string().contains("withdrawn"), "{error:#}");
     assert_whole(&memory, 0);
+}
+
+#[test]
+fn what_went_while_the_manifest_was_written_stops_the_commit() {
+    let tree = Tree::new(b"content");
+    let memory = memory();
+    memory.before(
+        "SHA256SUMS",
+        Box::new(|objects, now| {
+            objects.retain(|name, _| !name.ends_with(".tar.zst"));
+            *now = Time::from_unix(now.unix().0 + 13 * 3600, 0);
+        }),
+    );
+    let error = tree.push("b0", &memory).unwrap_err();
+    assert!(error.to_string().contains("nothing was committed"), "{error:#}");
+    tree.push("b1", &memory).unwrap();
+    assert_whole(&memory, 1);
 }
 
 #[test]
