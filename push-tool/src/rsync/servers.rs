@@ -119,8 +119,9 @@ impl Sshd {
 
     fn command(folder: &Path, port: u16) -> (Command, &'static str) {
         let text = folder.display();
+        // The home is its own: what the user's shell does when it starts is no part of a test.
         let config = format!(
-            "ListenAddress 127.0.0.1\nPort {port}\nHostKey {text}/host\n\
+            "SetEnv HOME={text}\nListenAddress 127.0.0.1\nPort {port}\nHostKey {text}/host\n\
              AuthorizedKeysFile {text}/authorized_keys\nPidFile none\nUsePAM no\n\
              PermitRootLogin yes\nPasswordAuthentication no\nStrictModes no\n\
              KbdInteractiveAuthentication no\nPrintMotd no\nMaxStartups 100\n"
