@@ -15,6 +15,11 @@ use crate::location::Location;
 use crate::settings::Resolved;
 use crate::time::Time;
 
+/// Settings that name files with private keys, but for what stands before these names.
+const KEY_FILES: [&str; 3] = ["RSYNC_SSH_KEY", "BACKUP_IDENTITY_FILE", "PGSSLKEY"];
+/// What is said of them: such a file is in no backup.
+const KEEP_FILE: &str = "secret: keep the file too";
+
 /// What the sheet says beside the settings.
 pub struct Facts {
     /// What relative paths are relative to.
@@ -40,6 +45,11 @@ pub fn sheet(settings: &[Resolved], facts: &Facts) -> String {
     };
     let app = value("BACKUP_APP").unwrap_or("APP");
     let is_encrypted = !facts.recipients.is_empty();
+    // gpg has its keys in a keyring.
+    let needs_key_file = facts
+        .recipients
+        .iter()
+        .any(|recipient| program_of(recipient).is_none_or(|(program, _)| program == "age"));
     let mut text = format!(
         "# RECOVERY SHEET for '{app}': made {now} on host {host} by bk {version}\n\
          #\n\
@@ -78,10 +88,11 @@ pub fn sheet(settings: &[Resolved], facts: &Facts) -> String {
             folder,
             endpoint: endpoint.as_deref(),
             region: of_store(settings, prefix, "S3_REGION"),
+            authorities: own("S3_CA_FILE").or_else(|| value("AWS_CA_BUNDLE")),
             port: own("RSYNC_PORT"),
             key: own("RSYNC_SSH_KEY"),
             known_hosts: own("SSH_KNOWN_HOSTS").map(|file| format!("UserKnownHostsFile={file}")),
-            identity: is_encrypted.then(|| value("BACKUP_IDENTITY_FILE").unwrap_or("KEYFILE")),
+            identity: needs_key_file.then(|| value("BACKUP_IDENTITY_FILE").unwrap_or("KEYFILE")),
         };
         text += &by_hand(&place, app);
     }
@@ -92,7 +103,7 @@ pub fn sheet(settings: &[Resolved], facts: &Facts) -> String {
         }
     }
     if !facts.host_keys.is_empty() {
-        text += "#\n# What belongs into the file of known hosts:\n";
+        text += "#\n# What belongs into the file of known hosts, ~/.ssh/known_hosts if no setting names it:\n";
         for line in &facts.host_keys {
             let _ = writeln!(text, "#   {line}");
         }
@@ -115,13 +126,17 @@ pub fn sheet(settings: &[Resolved], facts: &Facts) -> String {
             continue;
         }
         text += &env_file::line(&setting.name, &setting.value);
-        if let Some(note) = facts.notes.get(&setting.name) {
-            let _ = write!(text, "  # {note}");
+        let note = facts.notes.get(&setting.name).map(String::as_str);
+        let is_key = KEY_FILES.iter().any(|name| setting.name.ends_with(name));
+        let said: Vec<&str> = note.into_iter().chain(is_key.then_some(KEEP_FILE)).collect();
+        if !said.is_empty() {
+            let _ = write!(text, "  # {}", said.join("; "));
         }
         text.push('\n');
     }
-    if is_encrypted && value("BACKUP_IDENTITY_FILE").is_none() {
-        text += "BACKUP_IDENTITY_FILE=  # the file with age's private key; gpg takes it from its keyring\n";
+    if needs_key_file && value("BACKUP_IDENTITY_FILE").is_none() {
+        text +=
+            "BACKUP_IDENTITY_FILE=  # secret: the file with age's private key; gpg has a keyring\n";
     }
     text
 }
@@ -138,6 +153,8 @@ struct Place<'a> {
     endpoint: Option<&'a str>,
     /// Its region.
     region: Option<&'a str>,
+    /// The file of the certificates to trust there.
+    authorities: Option<&'a str>,
     /// The port of a host's ssh.
     port: Option<&'a str>,
     /// The file of the key for it.
@@ -157,12 +174,14 @@ fn by_hand(place: &Place<'_>, app: &str) -> String {
     let mut folder = place.folder.to_owned();
     let from = word(&format!("{}/", place.path.trim_end_matches('/')));
     let get = match Location::parse(place.path) {
-        Ok(Location::S3 { .. }) => format!(
-            "#   export AWS_ACCESS_KEY_ID= AWS_SECRET_ACCESS_KEY=      the keys of the store\n\
-             #   aws s3 sync{}{} {} {folder}\n",
-            option("--endpoint-url", place.endpoint),
-            option("--region", place.region),
-            word(place.path)
+        Ok(Location::S3 { bucket, prefix }) => format!(
+            "#   export AWS_ACCESS_KEY_ID= AWS_SECRET_ACCESS_KEY=   # fill in the keys of the store\n\
+             #   rclone copy --s3-env-auth --s3-provider {}{}{}{} {} {folder}\n",
+            if place.endpoint.is_some() { "Other" } else { "AWS" },
+            option("--s3-endpoint", place.endpoint),
+            option("--s3-region", place.region),
+            option("--ca-cert", place.authorities),
+            word(format!(":s3:{bucket}/{prefix}").trim_end_matches('/'))
         ),
         Ok(Location::Ssh { .. }) => {
             let known_hosts = option("-o", place.known_hosts.as_deref());
@@ -177,12 +196,22 @@ fn by_hand(place: &Place<'_>, app: &str) -> String {
         }
         Err(_) => String::new(),
     };
+    // A push that died may have left the other files; a backup is what has a manifest.
     format!(
         "{get}\
-         #   newest=$(grep -l '^Application: {app} (' {folder}/*/*/*/*/MANIFEST.txt | tail -n 1)\n\
+         #   newest=$(for file in {folder}/*/*/*/*/manifest.*; do grep -q '^Application: {app} (' \
+         \"${{file%/*}}/MANIFEST.txt\" && echo \"$file\"; done | tail -n 1)\n\
          #   bash \"${{newest%/*}}/RESTORE.txt\" restored{}\n",
-        place.identity.map(|file| format!(" {}", word(file))).unwrap_or_default()
+        place.identity.map(|file| format!(" {}", word(file))).unwrap_or_default(),
+        app = app.replace('.', "[.]"),
     )
+}
+
+/// The program that `age:RECIPIENT`, `gpg:KEY` or `NAME=age:RECIPIENT` is for, and the rest.
+pub(crate) fn program_of(recipient: &str) -> Option<(&str, &str)> {
+    let (how, key) = recipient.split_once(':')?;
+    let program = how.rsplit_once('=').map_or(how, |(_, program)| program);
+    matches!(program, "age" | "gpg").then_some((program, key))
 }
 
 fn shown(path: &Path) -> String {
@@ -247,10 +276,10 @@ mod tests {
         let (_, text) = made(REMOTE, &["age:age1x"]);
         for line in [
             "#   rsync -a -e 'ssh -p 2222 -i /root/key -o UserKnownHostsFile=/root/hosts' 'nas:/v/my backups/' backups/\n",
-            "#   aws s3 sync --endpoint-url https://s3.example.org s3://b/x copies\n",
-            "#   newest=$(grep -l '^Application: picpeak (' backups/*/*/*/*/MANIFEST.txt | tail -n 1)\n",
+            "#   rclone copy --s3-env-auth --s3-provider Other --s3-endpoint https://s3.example.org :s3:b/x copies\n",
+            "#   newest=$(for file in backups/*/*/*/*/manifest.*; do grep -q '^Application: picpeak (' \"${file%/*}/MANIFEST.txt\" && echo \"$file\"; done | tail -n 1)\n",
             "BACKUP_COPY_S3_SECRET_KEY=  # secret: fill it in\n",
-            "BACKUP_RSYNC_SSH_KEY=/root/key  # SHA256:abc\n",
+            "BACKUP_RSYNC_SSH_KEY=/root/key  # SHA256:abc; secret: keep the file too\n",
             "#   bash \"${newest%/*}/RESTORE.txt\" restored KEYFILE\n",
             "#   age:age1x\n",
             "#   nas ssh-ed25519 AAAA\n",
@@ -261,10 +290,35 @@ mod tests {
         let geolens = "BACKUP_DESTINATION_PATH=/b\nBACKUP_S3_ENABLED=true\nS3_BUCKET=geo\nS3_ENDPOINT=minio:9000\n\
                        S3_ACCESS_KEY_ID=hush\nS3_SECRET_ACCESS_KEY=hush\nBACKUP_COPY_S3_SSL_ENABLED=false";
         let (_, text) = made(geolens, &[]);
-        let command = "#   aws s3 sync --endpoint-url http://minio:9000 s3://geo/backups copies\n";
+        let command =
+            "--s3-provider Other --s3-endpoint http://minio:9000 :s3:geo/backups copies\n";
         assert!(text.contains(command), "{text}");
         let (_, text) = made("BACKUP_APP=a\nBACKUP_DESTINATION_PATH=it's here\n", &[]);
-        assert!(text.contains("' '/srv/now/it'\\''s here'/*/*/*/*/MANIFEST.txt"), "{text}");
+        assert!(
+            text.contains("for file in '/srv/now/it'\\''s here'/*/*/*/*/manifest.*;"),
+            "{text}"
+        );
         assert!(!text.contains("--copy") && !text.contains("IDENTITY"), "{text}");
+    }
+    #[test]
+    fn a_store_is_reached_by_hand_as_it_is_by_us() {
+        let aws = "BACKUP_APP=a.b\nBACKUP_DESTINATION_PATH=s3://my-backups\nBACKUP_S3_REGION=eu-central-1\n\
+                   BACKUP_S3_CA_FILE=/etc/ca.pem\n";
+        let (_, text) = made(aws, &[]);
+        for part in [
+            "--s3-provider AWS --s3-region eu-central-1 --ca-cert /etc/ca.pem :s3:my-backups backups\n",
+            "'^Application: a[.]b ('",
+        ] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_key_of_gpg_is_in_no_file() {
+        let local = "BACKUP_APP=a\nBACKUP_DESTINATION_PATH=/b\n";
+        let (_, text) = made(local, &["gpg:me", "config=gpg:me"]);
+        assert!(!text.contains("KEYFILE") && !text.contains("IDENTITY"), "{text}");
+        let (_, text) = made(local, &["gpg:me", "config=age:age1x"]);
+        assert!(text.contains("KEYFILE") && text.contains("BACKUP_IDENTITY_FILE=  #"), "{text}");
     }
 }

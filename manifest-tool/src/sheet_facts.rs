@@ -7,6 +7,7 @@ use crate::command::{Command, Program};
 use crate::known_settings::{COPY_PREFIX, PREFIX};
 use crate::location::Location;
 use crate::settings::Resolved;
+use crate::sheet;
 
 /// Largest recipients file that is read, in bytes.
 const RECIPIENTS_LIMIT: u64 = 1 << 20;
@@ -44,15 +45,16 @@ pub fn host_keys(settings: &[Resolved]) -> Vec<String> {
 
 /// Whom backups are encrypted for: age's recipients, and the fingerprints of gpg's keys.
 pub fn recipients(settings: &[Resolved]) -> Vec<String> {
-    let named = find(settings, "BACKUP_ENCRYPT").unwrap_or_default().split(' ');
-    let named = named.filter(|recipient| !recipient.is_empty()).map(|recipient| {
-        let key = recipient.strip_prefix("gpg:");
-        let known =
-            key.and_then(|key| ask("gpg", &["--batch", "--with-colons", "--list-keys", "--", key]));
+    let named = split(find(settings, "BACKUP_ENCRYPT").unwrap_or_default());
+    let named = named.into_iter().map(|recipient| {
+        let key = sheet::program_of(&recipient).filter(|(program, _)| *program == "gpg");
+        let known = key.and_then(|(_, key)| {
+            ask("gpg", &["--batch", "--with-colons", "--list-keys", "--", key])
+        });
         let line = known.as_deref().and_then(|text| text.lines().find(|l| l.starts_with("fpr:")));
         match line.and_then(|line| line.trim_end_matches(':').rsplit(':').next()) {
             Some(fingerprint) => format!("{recipient}, fingerprint {fingerprint}"),
-            None => recipient.to_owned(),
+            None => recipient,
         }
     });
     let file =
@@ -61,6 +63,21 @@ pub fn recipients(settings: &[Resolved]) -> Vec<String> {
     // What begins otherwise is a comment, or a private key that does not belong there.
     let is_recipient = |line: &&str| line.starts_with("age1") || line.starts_with("ssh-");
     named.chain(file.lines().filter(is_recipient).map(|line| format!("age:{line}"))).collect()
+}
+
+/// One recipient each; keys of ssh, and names of keys of gpg, have blanks in them.
+fn split(text: &str) -> Vec<String> {
+    let mut recipients: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match recipients.last_mut() {
+            Some(last) if sheet::program_of(word).is_none() => {
+                last.push(' ');
+                last.push_str(word);
+            }
+            _ => recipients.push(word.to_owned()),
+        }
+    }
+    recipients
 }
 
 fn find<'a>(settings: &'a [Resolved], name: &str) -> Option<&'a str> {
@@ -98,4 +115,18 @@ fn ask(program: &str, arguments: &[&str]) -> Option<String> {
 
 fn word(text: &str, prefix: &str) -> Option<String> {
     text.split_whitespace().find(|word| word.starts_with(prefix)).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recipient_with_blanks_is_one() {
+        assert_eq!(
+            split("age:ssh-ed25519 AAAA me@host  config=gpg:Me <me@host> age:age1x"),
+            ["age:ssh-ed25519 AAAA me@host", "config=gpg:Me <me@host>", "age:age1x"]
+        );
+        assert!(split("").is_empty());
+    }
 }

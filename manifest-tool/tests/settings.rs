@@ -170,8 +170,11 @@ fn the_recovery_sheet_names_keys_by_their_fingerprints() {
     for line in [
         format!("BACKUP_DESTINATION_PATH=me@nas:/v  # the host's key is {fingerprint}\n"),
         format!("#   [nas]:2222 {public}\n"),
-        format!("BACKUP_RSYNC_SSH_KEY={key}  # {fingerprint}\n"),
-        format!("BACKUP_IDENTITY_FILE={identity}  # opens what is for {recipient}"),
+        format!("BACKUP_RSYNC_SSH_KEY={key}  # {fingerprint}; secret: keep the file too\n"),
+        format!(
+            "BACKUP_IDENTITY_FILE={identity}  # opens what is for {}; secret: keep the file too\n",
+            recipient.trim()
+        ),
         format!("#   age:{recipient}"),
     ] {
         assert!(ran.text().contains(&line), "{line} in\n{}", ran.text());
