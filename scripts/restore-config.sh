@@ -38,7 +38,8 @@ unpack_config() {
 # Puts it in place; what is replaced is put aside.
 place_config() {
   list_members # once more: the files that are back may have made folders
-  tar -C "${beside}/config" --no-recursion --null -T "${work}/members" -cf "${beside}/config.tar"
+  # The older formats know of no time below a second.
+  tar -C "${beside}/config" --format=posix --no-recursion --null -T "${work}/members" -cf "${beside}/config.tar"
   make_folder 700 "${root}"
   state=${half}
   tar -C "${root}" -xvpf "${beside}/config.tar" --no-overwrite-dir --backup=simple \
