@@ -35,6 +35,7 @@ prepare() {
   need ceph-osd ceph-osd 'and keeps its objects in'
   need faketime faketime 'gives a program a clock that is wrong'
   need curl curl 'asks the store as a stranger would'
+  need rclone rclone 'copies a bucket here, as the recovery sheet says'
   need sqlite3 sqlite3 'makes and reads databases'
   need jq jq 'reads manifests as a person would'
   need age age 'encrypts backups and opens them'

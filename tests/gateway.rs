@@ -9,13 +9,26 @@ use std::time::{Duration, Instant};
 use crate::harness::{Ended, run};
 
 /// The key by which it is reached.
-pub const ACCESS_KEY: &str = "BKTESTACCESS";
+const ACCESS_KEY: &str = "BKTESTACCESS";
 /// Its secret.
-pub const SECRET_KEY: &str = "bk/test+secret=";
+const SECRET_KEY: &str = "bk/test+secret=";
 /// What starting it, and stopping it, may take at most.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often the start is tried: another process may be given a port that was free.
 const ATTEMPTS: u32 = 5;
+
+/// The variables by which a store at this URL is reached.
+pub fn variables(url: &str) -> Vec<(String, String)> {
+    [
+        ("BACKUP_S3_ENDPOINT", url),
+        ("BACKUP_S3_SSL_ENABLED", "false"),
+        ("BACKUP_S3_ACCESS_KEY", ACCESS_KEY),
+        ("BACKUP_S3_SECRET_KEY", SECRET_KEY),
+        ("BACKUP_S3_RETRY_DELAY", "5"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into()
+}
 
 /// A running store; dropped, it is stopped at once and removed.
 pub struct Gateway {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use crate::gateway::{ACCESS_KEY, Gateway, SECRET_KEY};
+use crate::gateway::{self, Gateway};
 use crate::harness::{Ended, Sandbox, assert_same_tree, run, snapshot};
 use crate::proxy::Proxy;
 
@@ -31,14 +31,8 @@ impl World {
         gateway.make_bucket(BUCKET);
         let proxy = Proxy::start(gateway.port());
         let mut sandbox = Sandbox::with_destination(DEST);
-        for (name, value) in [
-            ("BACKUP_S3_ENDPOINT", proxy.url().as_str()),
-            ("BACKUP_S3_SSL_ENABLED", "false"),
-            ("BACKUP_S3_ACCESS_KEY", ACCESS_KEY),
-            ("BACKUP_S3_SECRET_KEY", SECRET_KEY),
-            ("BACKUP_S3_RETRY_DELAY", "5"),
-        ] {
-            sandbox.set(name, value);
+        for (name, value) in gateway::variables(&proxy.url()) {
+            sandbox.set(&name, value);
         }
         sandbox.init(DEST, grace);
         proxy.clear();
