@@ -1,31 +1,27 @@
 //! External programs: found on the PATH, run with an argument list and never through a shell, told
 //! to stop when we are, and heard when they fail.
 
+mod cancel;
+mod finished;
+mod keeper;
+
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use rustix::process::{Pid, Signal, kill_process};
+pub use cancel::Cancel;
+pub use finished::Finished;
+use keeper::Keeper;
 
 use crate::exit::{Exit, Failure};
-use crate::signal;
 
 /// How much of a program's standard error is kept: the end of it.
 const STDERR_LIMIT: usize = 64 << 10;
-/// How much of that is put into an error's line.
-const MESSAGE_LIMIT: usize = 600;
-/// How long a program has to end after TERM before it is killed.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How often it is looked whether we are to stop.
-const TICK: Duration = Duration::from_millis(50);
 /// Largest output that [`Command::output`] takes.
 const OUTPUT_LIMIT: u64 = 64 << 20;
 
@@ -62,34 +58,6 @@ impl Program {
     /// Its name, for messages.
     pub fn name(&self) -> &str {
         &self.name
-    }
-}
-
-/// A flag that ends running programs when another part of the work has failed.
-#[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
-
-impl Cancel {
-    /// Asks everything that looks at it to stop.
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether that was asked.
-    pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// Called in every long loop.
-    ///
-    /// # Errors
-    /// Once a signal has arrived, or the work was cancelled.
-    pub fn check(&self) -> io::Result<()> {
-        signal::check()?;
-        if self.is_cancelled() {
-            return Err(io::Error::other("stopped, because another part of the work failed"));
-        }
-        Ok(())
     }
 }
 
@@ -205,6 +173,7 @@ impl Command {
         let context = || format!("cannot start '{}'", self.name);
         let (stdout, child_stdout) = io::pipe().with_context(context)?;
         let (stderr, child_stderr) = io::pipe().with_context(context)?;
+        let bell = cancel::Bell::new().with_context(context)?;
         let mut expression = duct::cmd(&self.path, &self.args)
             .unchecked()
             .stdout_file(child_stdout)
@@ -232,13 +201,9 @@ impl Command {
         let handle = expression.start().with_context(context)?;
         // It holds our copies of the child's ends; while they are open no pipe ever ends.
         drop(expression);
-        let stop = Arc::new(AtomicBool::new(false));
-        let keeper = Keeper {
-            handle,
-            stop: Arc::clone(&stop),
-            cancel: self.cancel.clone(),
-            heeds_signals: self.heeds_signals,
-        };
+        let stop = Cancel::default();
+        let cancels = [stop.clone(), self.cancel.clone()];
+        let keeper = Keeper::new(handle, bell, cancels, self.heeds_signals);
         Ok(Running {
             name: self.name,
             stdin,
@@ -289,7 +254,8 @@ pub struct Running {
     /// Sends it a file behind a preface.
     feeder: Option<JoinHandle<io::Result<()>>>,
     keeper: Option<JoinHandle<io::Result<ExitStatus>>>,
-    stop: Arc<AtomicBool>,
+    /// Ends it when it is given up.
+    stop: Cancel,
     cancel: Cancel,
     heeds_signals: bool,
 }
@@ -318,56 +284,16 @@ impl Running {
             let fed = feeder.join().ok().with_context(lost)?;
             fed.with_context(|| format!("cannot read what '{}' is given", self.name))?;
         }
-        Ok(Finished { name: self.name.clone(), status, stderr })
+        Ok(Finished::new(&self.name, status, stderr))
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         if self.keeper.is_some() {
-            self.stop.store(true, Ordering::Relaxed);
+            self.stop.cancel();
             // It is being given up: how it ends says nothing.
             let _ = self.finish();
-        }
-    }
-}
-
-/// The thread that waits for a program, and ends it when it is time.
-struct Keeper {
-    handle: duct::Handle,
-    stop: Arc<AtomicBool>,
-    cancel: Cancel,
-    heeds_signals: bool,
-}
-
-impl Keeper {
-    fn run(&self) -> io::Result<ExitStatus> {
-        let mut asked: Option<Instant> = None;
-        loop {
-            if let Some(output) = self.handle.wait_timeout(TICK)? {
-                return Ok(output.status);
-            }
-            let must_stop = self.stop.load(Ordering::Relaxed)
-                || self.cancel.is_cancelled()
-                || (self.heeds_signals && signal::caught().is_some());
-            match asked {
-                None if must_stop => {
-                    self.terminate();
-                    asked = Some(Instant::now());
-                }
-                Some(since) if since.elapsed() > PATIENCE => self.handle.kill()?,
-                _ => {}
-            }
-        }
-    }
-
-    /// Sends TERM. No one else waits for the program, so its number is still its own.
-    fn terminate(&self) {
-        for pid in self.handle.pids() {
-            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-                // It may have just ended.
-                let _ = kill_process(pid, Signal::TERM);
-            }
         }
     }
 }
@@ -410,70 +336,10 @@ fn tail(mut stderr: PipeReader) -> String {
     String::from_utf8_lossy(&kept).into_owned()
 }
 
-/// How a program ended.
-#[derive(Debug)]
-pub struct Finished {
-    name: String,
-    status: ExitStatus,
-    /// The end of what it wrote to standard error.
-    pub stderr: String,
-}
-
-impl Finished {
-    /// Whether it exited with 0.
-    pub fn is_success(&self) -> bool {
-        self.status.success()
-    }
-
-    /// What it exited with; `None` if a signal ended it.
-    pub fn code(&self) -> Option<i32> {
-        self.status.code()
-    }
-
-    /// What it wrote to standard error, line by line, without empty ones.
-    pub fn lines(&self) -> impl Iterator<Item = &str> {
-        self.stderr.lines().map(str::trim).filter(|line| !line.is_empty())
-    }
-
-    /// How it failed, in one line with what it said last; the last error of a server is in it,
-    /// however long the statement is that stands behind that.
-    pub fn message(&self) -> String {
-        let lines: Vec<&str> = self.lines().collect();
-        let length = |lines: &[&str]| lines.iter().map(|line| line.chars().count() + 2).sum();
-        let said = lines.join("; ");
-        let mut skipped = said.chars().count().saturating_sub(MESSAGE_LIMIT);
-        let is_error = |line: &&str| line.contains("ERROR:") || line.contains("FATAL:");
-        if let Some(error) = lines.iter().rposition(is_error) {
-            skipped = skipped.min(length(&lines[..error]));
-        }
-        let mut shown: String = said.chars().skip(skipped).take(MESSAGE_LIMIT).collect();
-        if skipped > 0 {
-            shown.insert(0, '…');
-        }
-        if said.chars().count() > skipped + MESSAGE_LIMIT {
-            shown.push('…');
-        }
-        let how = self.status.to_string();
-        match shown.as_str() {
-            "" => format!("'{}' failed ({how}) and said nothing", self.name),
-            shown => format!("'{}' failed ({how}): {shown}", self.name),
-        }
-    }
-
-    /// Fails unless it exited with 0.
-    ///
-    /// # Errors
-    /// [`Exit::Failed`] with [`Finished::message`].
-    pub fn check(&self) -> anyhow::Result<()> {
-        if self.is_success() {
-            return Ok(());
-        }
-        Err(Failure::new(Exit::Failed, self.message()).into())
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     fn shell(script: &str) -> Command {
@@ -575,17 +441,8 @@ mod tests {
             shell("i=0; while [ $i -lt 20000 ]; do echo 0123456789 >&2; i=$((i+1)); done; exit 1")
                 .output()
                 .unwrap();
-        assert!(finished.message().len() < 2 * MESSAGE_LIMIT);
-    }
-
-    #[test]
-    fn a_long_statement_does_not_push_the_error_out() {
-        let script =
-            "echo first; echo 'x: error: ERROR:  the cause'; printf '%05000d\\n' 0; echo last";
-        let (_, finished) = shell(&format!("({script}) >&2; exit 1")).output().unwrap();
-        let message = finished.message();
-        assert!(message.contains("): …x: error: ERROR:  the cause; 000"), "{message}");
-        assert!(message.ends_with("00…") && message.len() < 2 * MESSAGE_LIMIT, "{message}");
+        assert!(finished.stderr.len() <= 2 * STDERR_LIMIT);
+        assert!(finished.stderr.ends_with("\n0123456789\n"));
     }
 
     #[test]

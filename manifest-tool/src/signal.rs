@@ -1,15 +1,19 @@
 //! Being stopped: a signal sets a flag, long work looks at it, the tool cleans up and then dies of
 //! that signal, so that the shell sees it.
 
-use std::io;
-use std::sync::Arc;
+use std::io::{self, PipeReader};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// The signal that arrived; a process has one set of signals, so this is one value for all of it.
 static CAUGHT: std::sync::LazyLock<Arc<AtomicUsize>> =
     std::sync::LazyLock::new(|| Arc::new(AtomicUsize::new(0)));
+
+/// Nobody reads it: once a signal has arrived, something is there to be read, for ever.
+static ARRIVAL: OnceLock<PipeReader> = OnceLock::new();
 
 /// The process was told to stop.
 #[derive(Debug, thiserror::Error)]
@@ -21,19 +25,29 @@ pub struct Stopped(pub usize);
 /// # Errors
 /// If the system refuses the handler.
 pub fn install() -> io::Result<()> {
+    let (arrival, ring) = io::pipe()?;
     let is_second = Arc::new(AtomicBool::new(false));
     for signal in [SIGHUP, SIGINT, SIGTERM] {
         signal_hook::flag::register_conditional_default(signal, Arc::clone(&is_second))?;
         signal_hook::flag::register(signal, Arc::clone(&is_second))?;
         let number = usize::try_from(signal).unwrap_or_default();
         signal_hook::flag::register_usize(signal, Arc::clone(&CAUGHT), number)?;
+        // Behind the flag: whom it wakes finds that set.
+        signal_hook::low_level::pipe::register(signal, ring.try_clone()?)?;
     }
+    // Who calls this twice has the first one rung, too.
+    let _ = ARRIVAL.set(arrival);
     Ok(())
 }
 
 /// The signal that arrived, if one did.
 pub fn caught() -> Option<usize> {
     Some(CAUGHT.load(Ordering::Relaxed)).filter(|signal| *signal != 0)
+}
+
+/// What becomes readable when a signal arrives, for whom sleeps in `poll`.
+pub(crate) fn arrival() -> Option<BorrowedFd<'static>> {
+    ARRIVAL.get().map(AsFd::as_fd)
 }
 
 /// Called in every long loop.
