@@ -20,6 +20,12 @@ pub const PASSWORD: &str = "ge:he/im@%'\"\\ ü";
 pub const ENCODED_PASSWORD: &str = "ge%3Ahe%2Fim%40%25%27%22%5C%20%C3%BC";
 /// The database that is dumped.
 pub const APP: &str = "app";
+/// How the data of every server is made.
+const INITDB: [&str; 5] =
+    ["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8"];
+/// Who is let in.
+const HBA: &str =
+    "local all all trust\nlocal replication all trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
 /// What the tests wait for at most.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -44,21 +50,23 @@ impl Server {
     }
 
     fn start_with_disk(small: Option<u32>) -> Self {
-        let bin = bin_dir();
-        let folder = tempfile::Builder::new().prefix("bk-pg-").tempdir().unwrap();
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
-        let user = unprivileged();
-        if let Some((uid, gid)) = user {
-            chown(folder.path(), Some(uid), Some(gid)).unwrap();
-        }
-        let data = folder.path().join("data");
-        let args = ["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8"];
-        let mut initdb = server_command(&bin.join("initdb"), folder.path(), user);
-        run(initdb.args(args).arg("--locale=C.UTF-8").arg("-D").arg(&data), b"").expect(0);
-        let rules = "local all all trust\nlocal replication all trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
-        fs::write(data.join("pg_hba.conf"), rules).unwrap();
+        let (bin, user) = (bin_dir(), unprivileged());
+        let made = made_data(&bin, user);
+        let folder = private_folder(user);
+        copy(&made, &folder.path().join("data"));
         let (process, port) = launch(&bin, folder.path(), user, small);
-        let server = Server { folder, bin, port, process };
+        Server { folder, bin, port, process }
+    }
+
+    /// Starts one on what `initdb` has made, and gives it [`ROLE`] and [`APP`].
+    fn make(bin: &Path, user: Option<(u32, u32)>) -> Self {
+        let folder = private_folder(user);
+        let data = folder.path().join("data");
+        let mut initdb = server_command(&bin.join("initdb"), folder.path(), user);
+        run(initdb.args(INITDB).arg("-D").arg(&data), b"").expect(0);
+        fs::write(data.join("pg_hba.conf"), HBA).unwrap();
+        let (process, port) = launch(bin, folder.path(), user, None);
+        let server = Server { folder, bin: bin.to_owned(), port, process };
         let password = PASSWORD.replace('\'', "''");
         server.sql(
             "postgres",
@@ -68,14 +76,17 @@ impl Server {
         server
     }
 
+    /// Has it shut down as it should, so that its data is whole.
+    fn shut_down(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.process);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        assert!(self.process.wait().unwrap().success());
+    }
+
     /// Starts a standby of it, and waits until that has all there is now.
     pub fn standby(&self) -> Self {
-        let folder = tempfile::Builder::new().prefix("bk-pg-").tempdir().unwrap();
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let user = unprivileged();
-        if let Some((uid, gid)) = user {
-            chown(folder.path(), Some(uid), Some(gid)).unwrap();
-        }
+        let folder = private_folder(user);
         let mut copy = server_command(&self.bin.join("pg_basebackup"), folder.path(), user);
         copy.envs(self.variables()).args(["-R", "--checkpoint=fast", "--no-sync", "-D"]);
         run(copy.arg(folder.path().join("data")), b"").expect(0);
@@ -382,6 +393,39 @@ fn on_small_disk(
     let variables = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
     wrapped.envs(variables);
     wrapped
+}
+
+/// The data of a server with [`ROLE`] and [`APP`]: made by the first test that asks, copied by all.
+fn made_data(bin: &Path, user: Option<(u32, u32)>) -> PathBuf {
+    let version = run(Command::new(bin.join("postgres")).arg("--version"), b"").expect(0).text();
+    let what = format!("{version}{user:?}{INITDB:?}{HBA}{ROLE}{PASSWORD}{APP}");
+    let key = bk_manifest::digest::Digest::of(what.as_bytes()).key();
+    let targets = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let made = targets.join(format!("pg-data-{key:032x}"));
+    if !made.exists() {
+        let mut server = Server::make(bin, user);
+        server.shut_down();
+        let whole = tempfile::Builder::new().prefix("pg-data-").tempdir_in(targets).unwrap();
+        copy(&server.folder.path().join("data"), &whole.path().join("data"));
+        // Another test may have been faster: then a folder that is not empty is in the way.
+        let _ = fs::rename(whole.path().join("data"), &made);
+    }
+    made
+}
+
+/// Copies a folder with its owners and modes.
+fn copy(from: &Path, to: &Path) {
+    run(Command::new("cp").arg("-a").arg(from).arg(to), b"").expect(0);
+}
+
+/// A folder of the server's user alone.
+fn private_folder(user: Option<(u32, u32)>) -> tempfile::TempDir {
+    let folder = tempfile::Builder::new().prefix("bk-pg-").tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    if let Some((uid, gid)) = user {
+        chown(folder.path(), Some(uid), Some(gid)).unwrap();
+    }
+    folder
 }
 
 /// Starts the server on a port that is free.
