@@ -50,8 +50,8 @@ main() {
   install_missing
   if [[ -z ${BK_BIN_DIR:-} ]]; then
     # The dev profile builds in half the time of the release one, and optimises hashing and zstd too.
-    echo 'Building the five tools with cargo; the first time takes some minutes …'
-    cargo build --locked --quiet --workspace --bins --manifest-path "${here}/../Cargo.toml"
+    echo 'Building the five tools with cargo; the first time takes some minutes:'
+    cargo build --locked --workspace --bins --manifest-path "${here}/../Cargo.toml"
     BK_BIN_DIR=$(cargo metadata --locked --no-deps --format-version 1 --manifest-path "${here}/../Cargo.toml" \
       | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/debug
   fi
