@@ -14,7 +14,7 @@ here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}" || true)")
 source "${here}/test-packages.sh"
 
 # Not local: the trap runs when main has returned.
-log=''
+work=''
 
 # Adds what a runner's output says to `passed`, `failed` and `skipped`. $1: the file with it.
 count() {
@@ -39,19 +39,22 @@ count() {
 }
 
 main() {
-  local passed=0 failed=0 skipped=0 code=0 workspace=(--manifest-path "${here}/../Cargo.toml" --locked --workspace)
+  local log target passed=0 failed=0 skipped=0 code=0 workspace=(--manifest-path "${here}/../Cargo.toml" --locked --workspace)
   prepare
-  log=$(mktemp) && trap 'rm -f -- "${log}"' EXIT
+  cargo build "${workspace[@]}" --bins || { echo '0 passed, 1 failed' && return 1; }
+  target=$(cargo metadata --locked --no-deps --format-version 1 --manifest-path "${here}/../Cargo.toml" \
+    | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
+  work=$(mktemp -d -p "${target}") && chmod 755 "${work}" && trap 'rm -rf -- "${work}"' EXIT
+  log=${work}/log
+  # Kept aside: with the tests cargo builds them again, with features of the tests, under the same names.
+  mkdir -- "${work}/bin" && ln -- "${target}"/debug/bk-{manifest,dump,push,prune,verify} "${work}/bin"
+  export BK_BIN_DIR=${work}/bin
   if cargo nextest --version >/dev/null 2>&1; then
     cargo nextest run "${workspace[@]}" --config-file "${here}/../.ci/nextest.toml" --no-fail-fast --no-tests=fail </dev/null 2>&1 | tee "${log}" || code=1
   else
     cargo test "${workspace[@]}" --no-fail-fast --all-targets </dev/null 2>&1 | tee "${log}" || code=1
   fi
   cargo test "${workspace[@]}" --no-fail-fast --doc </dev/null 2>&1 | tee -a "${log}" || code=1
-  cargo build "${workspace[@]}" --bins --quiet
-  BK_BIN_DIR=$(cargo metadata --locked --no-deps --format-version 1 --manifest-path "${here}/../Cargo.toml" \
-    | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/debug
-  export BK_BIN_DIR
   bats --tap "${here}/../tests/scripts" </dev/null 2>&1 | tee -a "${log}" || code=1
   sed -i 's/\x1b\[[0-9;]*m//g' "${log}"
   count "${log}"
