@@ -19,7 +19,7 @@ const LOCK_CLASS: u32 = 0x626b_7273;
 /// How long a dead restore's session may take to end.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is looked whether something has come about.
-const TICK: Duration = Duration::from_millis(100);
+const TICK: Duration = Duration::from_millis(20);
 
 /// A session in a database beside the one that is restored, with the lock on that one's name.
 pub(super) struct Guard {
