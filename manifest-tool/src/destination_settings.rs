@@ -1,6 +1,6 @@
 //! What several settings say together: where the two destinations are, and what cannot be meant.
 
-use crate::known_settings::{COPY_PREFIX, PREFIX};
+use crate::known_settings::{BUCKET_PREFIX, COPY_PREFIX, PREFIX};
 use crate::location::Location;
 use crate::setting_value::normalize;
 use crate::settings::{Error, Origin, Resolved};
@@ -34,6 +34,7 @@ pub fn derive(resolved: &mut Vec<Resolved>) -> Result<(), Error> {
     };
     set(resolved, COPY_PREFIX, path);
     check_copy(resolved)?;
+    check_buckets(resolved)?;
     for prefix in [PREFIX, COPY_PREFIX] {
         let group = Group { prefix, resolved };
         if matches!(group.location(), Some(Location::S3 { .. })) {
@@ -69,7 +70,7 @@ fn set(resolved: &mut Vec<Resolved>, prefix: &str, derived: Derived) {
     }
 }
 
-/// The settings of one destination, and all others.
+/// The settings of one destination, or of the buckets, and all others.
 #[derive(Clone, Copy)]
 struct Group<'a> {
     prefix: &'static str,
@@ -165,6 +166,14 @@ impl<'a> Group<'a> {
         Ok(Derived::Path(path))
     }
 
+    /// Fails if any setting of the group is set, which all are for one that is not.
+    fn check_unused(self, needed: &str) -> Result<(), Error> {
+        let stray = self.resolved.iter().find(|setting| setting.name.starts_with(self.prefix));
+        stray.map_or(Ok(()), |stray| {
+            Err(Error::Missing(format!("{needed} ({} is for it)", stray.name)))
+        })
+    }
+
     /// A pair of keys is taken from one group of names, never one half from each. Says whether it
     /// is that of the application, which has its own endpoint.
     fn check_keys(self) -> Result<bool, Error> {
@@ -215,14 +224,7 @@ fn check_copy(resolved: &[Resolved]) -> Result<(), Error> {
     let group = |prefix| Group { prefix, resolved };
     let (first, copy) = (group(PREFIX), group(COPY_PREFIX));
     let Some(path) = copy.own("DESTINATION_PATH") else {
-        let stray = resolved.iter().find(|setting| setting.name.starts_with(COPY_PREFIX));
-        return stray.map_or(Ok(()), |setting| {
-            Err(Error::Missing(format!(
-                "{} ({} is for it)",
-                copy.name("DESTINATION_PATH"),
-                setting.name
-            )))
-        });
+        return copy.check_unused(&copy.name("DESTINATION_PATH"));
     };
     // One name can be two places, if something else tells them apart.
     let tells_apart = |suffix: &&str| {
@@ -242,6 +244,19 @@ fn check_copy(resolved: &[Resolved]) -> Result<(), Error> {
             "{} is the first destination, or in it: a copy belongs elsewhere",
             path.name
         )));
+    }
+    Ok(())
+}
+
+/// What is skipped is not connected to.
+fn check_buckets(resolved: &[Resolved]) -> Result<(), Error> {
+    let group = Group { prefix: BUCKET_PREFIX, resolved };
+    if group.plain("BACKUP_BUCKET").is_none() {
+        return group.check_unused("BACKUP_BUCKET");
+    }
+    if group.own("SKIP").is_none() {
+        group.check_keys()?;
+        group.check_endpoint()?;
     }
     Ok(())
 }
@@ -403,6 +418,14 @@ mod tests {
                 "BACKUP_DESTINATION_PATH=/a BACKUP_COPY_DESTINATION_PATH=/a/copy",
                 "BACKUP_COPY_DESTINATION_PATH ",
             ),
+            ("BACKUP_BUCKET_SKIP=x", "BACKUP_BUCKET "),
+            ("BACKUP_BUCKET_S3_ENDPOINT=https://x", "BACKUP_BUCKET "),
+            ("BACKUP_BUCKET=s3://b BACKUP_BUCKET_S3_ACCESS_KEY=a", "BACKUP_BUCKET_S3_SECRET_KEY "),
+            (
+                "BACKUP_BUCKET=s3://b BACKUP_BUCKET_S3_ENDPOINT=http://h",
+                "BACKUP_BUCKET_S3_ENDPOINT ",
+            ),
+            ("BACKUP_BUCKET=s3://b AWS_ENDPOINT_URL=http://h", "AWS_ENDPOINT_URL "),
             ("BACKUP_ENCRYPTION_ENABLED=true", "BACKUP_ENCRYPT "),
             (
                 "BACKUP_ENCRYPTION_ENABLED=false BACKUP_ENCRYPT=age:age1x",
@@ -423,6 +446,8 @@ mod tests {
             "BACKUP_DESTINATION_PATH=s3://b BACKUP_COPY_DESTINATION_PATH=s3://b BACKUP_COPY_S3_ENDPOINT=https://h",
             "BACKUP_DESTINATION_PATH=/a BACKUP_COPY_DESTINATION_PATH=/ab",
             "BACKUP_ENCRYPTION_ENABLED=true BACKUP_ENCRYPT=age:age1x",
+            "BACKUP_BUCKET=s3://b BACKUP_BUCKET_SKIP=x BACKUP_BUCKET_S3_ENDPOINT=http://h",
+            "BACKUP_BUCKET=s3://b BACKUP_BUCKET_S3_ENDPOINT=http://h BACKUP_BUCKET_S3_SSL_ENABLED=no",
         ] {
             resolve_both("", env_file).unwrap();
         }

@@ -6,6 +6,8 @@ use std::borrow::Cow;
 pub const PREFIX: &str = "BACKUP_";
 /// What those of the second one's begin with; the rest is as in the table.
 pub const COPY_PREFIX: &str = "BACKUP_COPY_";
+/// What those begin with that say how the application's own buckets are reached; likewise.
+pub const BUCKET_PREFIX: &str = "BACKUP_BUCKET_";
 
 /// What a setting's value may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +34,8 @@ pub enum Kind {
     Words,
     /// `compose:SERVICE/DATABASE`, `docker:CONTAINER/DATABASE` or `url:NAME`.
     Postgres,
+    /// `s3://BUCKET/PREFIX` or `NAME=s3://BUCKET/PREFIX`, several separated by blanks.
+    Buckets,
     /// A folder, a bucket or a host: see [`crate::location::Location`].
     Destination,
     /// A host or a user there, as ssh takes them.
@@ -66,8 +70,8 @@ pub struct Setting {
     pub is_secret: bool,
     /// What cannot be asked for.
     pub refused: Refused,
-    /// Whether the second destination has its own.
-    pub is_for_copy: bool,
+    /// What the names begin with of those that are like it: [`COPY_PREFIX`], [`BUCKET_PREFIX`].
+    pub twins: &'static [&'static str],
     /// A value for the example, where there is no default.
     pub example: &'static str,
     /// What it is, in lines for the example.
@@ -81,7 +85,7 @@ const fn setting(name: &'static str, kind: Kind, help: &'static str) -> Setting 
         default: None,
         is_secret: false,
         refused: Refused::Nothing,
-        is_for_copy: false,
+        twins: &[],
         example: "",
         help,
     }
@@ -109,7 +113,11 @@ impl Setting {
     }
 
     const fn also_for_copy(self) -> Self {
-        Setting { is_for_copy: true, ..self }
+        Setting { twins: &[COPY_PREFIX], ..self }
+    }
+
+    const fn for_any_store(self) -> Self {
+        Setting { twins: &[COPY_PREFIX, BUCKET_PREFIX], ..self }
     }
 }
 
@@ -153,6 +161,18 @@ pub const SETTINGS: &[(&str, &[Setting])] = &[
                 "What to leave out, separated by ':': NAME anywhere, or a PATH from the root; '*' and '**'",
             )
             .example("*.tmp:.DS_Store:Thumbs.db"),
+            setting(
+                "BACKUP_BUCKET",
+                Kind::Buckets,
+                "Buckets of the application's own: s3://BUCKET or s3://BUCKET/PREFIX, several separated by blanks. Each is a\n\
+                 component of the bucket's name, or of another: NAME=s3://BUCKET",
+            )
+            .example("minio=s3://documents"),
+            text(
+                "BACKUP_BUCKET_SKIP",
+                "Why these are not backed up, as where a provider does it: nobody connects to them, each backup tells it",
+            )
+            .example("the provider keeps versions of it"),
             setting(
                 "BACKUP_CONFIG_FILES",
                 Kind::Paths,
@@ -199,7 +219,7 @@ pub const SETTINGS: &[(&str, &[Setting])] = &[
             .also_for_copy(),
             setting("BACKUP_LIMIT_RATE", Kind::Rate, "Bytes a second to send and receive at most, with K, M or G")
                 .example("10M")
-                .also_for_copy(),
+                .for_any_store(),
             setting("BACKUP_INCREMENTAL", BOOLEAN, "Store only what the backup before does not hold").default("true"),
             setting("BACKUP_MANIFEST_FORMAT", Kind::Choice(&["json", "yaml"]), "Form of the stored manifest")
                 .default("json"),
@@ -307,29 +327,29 @@ pub const SETTINGS: &[(&str, &[Setting])] = &[
                 .also_for_copy(),
             text("BACKUP_S3_ENDPOINT", "Endpoint; unset means that of AWS")
                 .example("https://s3.example.org")
-                .also_for_copy(),
-            text("BACKUP_S3_REGION", "Region; unset means us-east-1").example("us-east-1").also_for_copy(),
-            secret("BACKUP_S3_ACCESS_KEY", "Name of the key").also_for_copy(),
-            secret("BACKUP_S3_SECRET_KEY", "The key").also_for_copy(),
+                .for_any_store(),
+            text("BACKUP_S3_REGION", "Region; unset means us-east-1").example("us-east-1").for_any_store(),
+            secret("BACKUP_S3_ACCESS_KEY", "Name of the key").for_any_store(),
+            secret("BACKUP_S3_SECRET_KEY", "The key").for_any_store(),
             setting(
                 "BACKUP_S3_FORCE_PATH_STYLE",
                 BOOLEAN,
                 "Put the bucket into the path, not the host name; unset means true where an endpoint is given",
             )
             .example("true")
-            .also_for_copy(),
+            .for_any_store(),
             setting("BACKUP_S3_SSL_ENABLED", BOOLEAN, "Use TLS; unset means true, and an endpoint with http:// needs false")
                 .example("true")
-                .also_for_copy(),
+                .for_any_store(),
             text("BACKUP_S3_CA_FILE", "File with the certificates to trust, for a store with its own")
                 .example("/etc/ssl/my-ca.pem")
-                .also_for_copy(),
+                .for_any_store(),
             setting("BACKUP_S3_MAX_RETRIES", Kind::Integer(0, MILLION), "How often a request is tried again; unset means 3")
                 .example("3")
-                .also_for_copy(),
+                .for_any_store(),
             setting("BACKUP_S3_RETRY_DELAY", COUNT, "Milliseconds before the first of these, doubled each time; unset means 1000")
                 .example("1000")
-                .also_for_copy(),
+                .for_any_store(),
             setting(
                 "BACKUP_S3_ENABLED",
                 BOOLEAN,
@@ -378,26 +398,31 @@ pub const SETTINGS: &[(&str, &[Setting])] = &[
     ),
 ];
 
-/// The setting of that name; for one of the second destination, the one that it is like.
+/// The setting of that name; for one of the second destination or of a bucket, the one that it is like.
 pub fn find(name: &str) -> Option<&'static Setting> {
     let named = |name: &str| table().find(|setting| setting.name == name);
-    let rest = || name.strip_prefix(COPY_PREFIX);
-    let like = || named(&format!("{PREFIX}{}", rest()?)).filter(|setting| setting.is_for_copy);
-    named(name).or_else(like)
+    let like = |prefix: &&'static str| {
+        let rest = name.strip_prefix(*prefix)?;
+        named(&format!("{PREFIX}{rest}")).filter(|setting| setting.twins.contains(prefix))
+    };
+    named(name).or_else(|| PREFIXES.iter().find_map(like))
 }
 
-/// The names of all settings: those of the table in its order, then the second destination's.
+/// The names of all settings: those of the table in its order, then those that are like some of them.
 pub fn all() -> impl Iterator<Item = (Cow<'static, str>, &'static Setting)> {
     let named = |setting: &'static Setting| (Cow::Borrowed(setting.name), setting);
-    table().map(named).chain(for_copy().map(|(name, setting)| (name.into(), setting)))
+    let twins = PREFIXES.iter().flat_map(|prefix| twins(prefix));
+    table().map(named).chain(twins.map(|(name, setting)| (name.into(), setting)))
 }
 
-/// The settings that the second destination has of its own.
-pub fn for_copy() -> impl Iterator<Item = (String, &'static Setting)> {
+/// The settings whose names begin with this prefix, and the one that each is like.
+pub fn twins(prefix: &'static str) -> impl Iterator<Item = (String, &'static Setting)> {
     table()
-        .filter(|setting| setting.is_for_copy)
-        .map(|setting| (setting.name.replacen(PREFIX, COPY_PREFIX, 1), setting))
+        .filter(move |setting| setting.twins.contains(&prefix))
+        .map(move |setting| (setting.name.replacen(PREFIX, prefix, 1), setting))
 }
+
+const PREFIXES: [&str; 2] = [COPY_PREFIX, BUCKET_PREFIX];
 
 fn table() -> impl Iterator<Item = &'static Setting> {
     SETTINGS.iter().flat_map(|(_, settings)| settings.iter())
@@ -418,7 +443,11 @@ mod tests {
             assert!(!setting.help.ends_with('.') && !setting.help.is_empty(), "{}", setting.name);
             assert!(setting.help.lines().all(|line| line.len() <= 110), "{}", setting.name);
             assert!(!setting.name.ends_with("_FILE") || !setting.is_secret);
-            assert!(!setting.is_for_copy || setting.name.starts_with(PREFIX), "{}", setting.name);
+            assert!(
+                setting.twins.is_empty() || setting.name.starts_with(PREFIX),
+                "{}",
+                setting.name
+            );
         }
     }
 
@@ -434,6 +463,17 @@ mod tests {
             ["BACKUP_COPY_APP", "BACKUP_COPY_ENCRYPT", "BACKUP_COPY_COPY_KEEP_LAST", "BACKUP_COPY_"]
         {
             assert!(find(name).is_none(), "{name}");
+        }
+    }
+
+    #[test]
+    fn buckets_have_what_reaches_a_store_and_no_destination() {
+        for name in ["S3_ENDPOINT", "S3_SECRET_KEY", "S3_CA_FILE", "S3_SSL_ENABLED", "LIMIT_RATE"] {
+            let like = find(&format!("BACKUP_BUCKET_{name}")).unwrap();
+            assert_eq!(like.name, format!("BACKUP_{name}"));
+        }
+        for name in ["DESTINATION_PATH", "S3_BUCKET", "S3_PREFIX", "KEEP_LAST", "RSYNC_HOST"] {
+            assert!(find(&format!("BACKUP_BUCKET_{name}")).is_none(), "{name}");
         }
     }
 

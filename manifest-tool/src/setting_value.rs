@@ -5,6 +5,9 @@ use crate::location::Location;
 use crate::path::escape;
 use crate::schedule;
 
+/// The other components of a backup that a script makes.
+const OTHER_COMPONENTS: [&str; 5] = ["database", "sqlite-database", "globals", "config", "files"];
+
 /// The value as scripts get it.
 ///
 /// # Errors
@@ -70,6 +73,7 @@ pub fn normalize(kind: Kind, value: &str) -> Result<String, String> {
             is_postgres(value),
             "compose:SERVICE/DATABASE, docker:CONTAINER/DATABASE, ssh:HOST/DATABASE or url:NAME is wanted",
         ),
+        Kind::Buckets => buckets(value),
         Kind::Destination => match Location::parse(value) {
             Ok(_) => Ok(value.to_owned()),
             Err(error) => Err(error.to_string()),
@@ -101,11 +105,38 @@ pub fn normalize(kind: Kind, value: &str) -> Result<String, String> {
 /// which may be a password, and no private key.
 pub fn shown(kind: Kind, value: &str) -> String {
     let is_hidden = match kind {
-        Kind::Destination => value.contains("://") && value.contains('@'),
+        Kind::Destination | Kind::Buckets => value.contains("://") && value.contains('@'),
         Kind::Recipients => value.to_ascii_uppercase().contains("AGE-SECRET-KEY"),
         _ => false,
     };
     if is_hidden { "***".into() } else { escape(value.as_bytes()) }
+}
+
+/// Each bucket as `NAME=s3://BUCKET/PREFIX`, separated by one blank.
+fn buckets(value: &str) -> Result<String, String> {
+    let mut names = Vec::new();
+    let mut words = Vec::new();
+    for word in value.split([' ', '\t']).filter(|word| !word.is_empty()) {
+        let (name, place) = match word.split_once('=') {
+            Some((name, place)) if !name.contains(':') => (Some(name), place),
+            _ => (None, word),
+        };
+        let Ok(Location::S3 { bucket, .. }) = Location::parse(place) else {
+            return Err(
+                "s3://BUCKET or NAME=s3://BUCKET is wanted, several separated by blanks".into()
+            );
+        };
+        let name = name.unwrap_or(&bucket).to_owned();
+        if !crate::manifest::is_name(&name) {
+            return Err("a bucket's name here has letters, digits, '-', '_' and '.'".into());
+        }
+        if OTHER_COMPONENTS.contains(&&*name) || names.contains(&name) {
+            return Err(format!("another component is called '{name}': write OTHERNAME={place}"));
+        }
+        words.push(format!("{name}={place}"));
+        names.push(name);
+    }
+    if words.is_empty() { Err("s3://BUCKET is wanted".into()) } else { Ok(words.join(" ")) }
 }
 
 fn is_service(word: &str) -> bool {

@@ -352,6 +352,16 @@ mod tests {
             ("BACKUP_ENCRYPT", "age1x"),
             ("BACKUP_ENCRYPT", "gpg:--output=x"),
             ("BACKUP_ENCRYPT", "age:"),
+            ("BACKUP_BUCKET", "documents"),
+            ("BACKUP_BUCKET", "minio=documents"),
+            ("BACKUP_BUCKET", "s3://"),
+            ("BACKUP_BUCKET", "=s3://b"),
+            ("BACKUP_BUCKET", "a/b=s3://b"),
+            ("BACKUP_BUCKET", "s3://b/../c"),
+            ("BACKUP_BUCKET", "s3://config"),
+            ("BACKUP_BUCKET", "s3://b s3://b/c"),
+            ("BACKUP_BUCKET", "s3://a=b"),
+            ("BACKUP_BUCKET", " "),
         ] {
             let error = resolve_both(&[], &[("BACKUP_ROOT", "/x"), (name, bad)]).unwrap_err();
             assert!(error.to_string().starts_with(name), "{name}={bad}: {error}");
@@ -371,6 +381,21 @@ mod tests {
             assert!(resolve_both(&[], &[(name, good)]).is_ok(), "{name}={good}");
         }
         assert!(resolve_both(&[], &[("BACKUP_TREES", "a")]).is_err(), "it has no root");
+    }
+
+    #[test]
+    fn a_bucket_is_called_as_it_is_unless_it_has_another_name() {
+        for (given, wanted) in [
+            ("s3://documents", "documents=s3://documents"),
+            (" minio=s3://documents/up=a ", "minio=s3://documents/up=a"),
+            ("s3://c/d=e  e=s3://c", "c=s3://c/d=e e=s3://c"),
+        ] {
+            let settings = resolve_both(&[], &[("BACKUP_BUCKET", given)]).unwrap();
+            let (found, _) = value(&settings, "BACKUP_BUCKET").unwrap();
+            assert_eq!(found, wanted);
+            let again = resolve_both(&[], &[("BACKUP_BUCKET", &found)]).unwrap();
+            assert_eq!(value(&again, "BACKUP_BUCKET").unwrap().0, wanted);
+        }
     }
 
     #[test]
@@ -395,6 +420,7 @@ mod tests {
             ("PGPASSWORD", "top\tsecret"),
             ("BACKUP_ENCRYPT", "age:AGE-SECRET-KEY-1TOP"),
             ("BACKUP_DESTINATION_PATH", "s3://key:top@bucket/x"),
+            ("BACKUP_BUCKET", "s3://b minio=s3://key:top@bucket"),
             ("BACKUP_DESTINATION_PATH", "rsync://me:top@host/module"),
             ("BACKUP_ENCRYPTION_PASSPHRASE", "top"),
         ] {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::known_settings::{SETTINGS, Setting, for_copy};
+use crate::known_settings::{BUCKET_PREFIX, COPY_PREFIX, SETTINGS, Setting, twins};
 
 /// Its text; everything in it is commented out.
 pub fn example() -> String {
@@ -35,7 +35,13 @@ pub fn example() -> String {
     }
     text += "\n## A second destination, which each backup is copied to once it is stored\n\n\
              # Each as its namesake without COPY: what it is reached with, and how long it keeps backups\n";
-    for (name, setting) in for_copy() {
+    for (name, setting) in twins(COPY_PREFIX) {
+        text += &line(&name, setting);
+    }
+    text += "\n## The store of BACKUP_BUCKET, the application's own\n\n\
+             # Each as its namesake without BUCKET. Without keys here they are those of S3_* or AWS_*. A line above can be\n\
+             # referred to: BACKUP_BUCKET_S3_ACCESS_KEY=${MINIO_ROOT_USER}\n";
+    for (name, setting) in twins(BUCKET_PREFIX) {
         text += &line(&name, setting);
     }
     text
