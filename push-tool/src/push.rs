@@ -124,6 +124,7 @@ pub fn push(
     let looked = push.settle_all(destination, &folder, &mut packed)?;
     progress.end();
     let Stored { entries, contents } = packed;
+    push.sources.check_stored(&entries)?;
     let mut document = push.document(header, trailer, &folder, &contents, options)?;
     let needs = push.needs(&folder, &document, &entries)?;
     let (place, upload) = put_manifest(store, &folder, &entries, &mut document, options.format)?;

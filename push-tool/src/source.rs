@@ -5,7 +5,7 @@ pub mod file;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 use anyhow::Context;
 use bk_manifest::beneath::{Cursor, Root};
@@ -18,6 +18,7 @@ use bk_manifest::spool::Entries;
 
 use crate::access;
 use crate::bucket::{Bucket, Connect};
+use crate::destination::{self, ErrorKind};
 
 /// Objects of a bucket that are read at once: a small one takes as long as an answer takes.
 const IN_FLIGHT: usize = 12;
@@ -58,13 +59,27 @@ pub struct OpenBucket {
 struct Faults {
     in_a_row: u32,
     last: Option<anyhow::Error>,
+    /// The last refusal.
+    denied: Option<anyhow::Error>,
+    /// Whether it is yet to be told whom it meant: the object, or the keys.
+    is_doubtful: bool,
+    /// An object that could be read.
+    readable: Option<String>,
 }
 
 impl OpenBucket {
     /// Notes that an object was read.
-    pub fn answered(&self) {
+    pub fn answered(&self, key: &str) {
         if let Ok(mut faults) = self.faults.lock() {
-            *faults = Faults::default();
+            (faults.in_a_row, faults.last) = (0, None);
+            faults.readable.get_or_insert_with(|| key.to_owned());
+        }
+    }
+
+    /// Notes that access to an object was denied.
+    pub fn denied(&self, error: anyhow::Error) {
+        if let Ok(mut faults) = self.faults.lock() {
+            (faults.denied, faults.is_doubtful) = (Some(error), true);
         }
     }
 
@@ -74,6 +89,39 @@ impl OpenBucket {
             faults.in_a_row += 1;
             faults.last = Some(error);
         }
+    }
+
+    fn faults(&self) -> anyhow::Result<MutexGuard<'_, Faults>> {
+        self.faults.lock().map_err(|_| anyhow::anyhow!("a thread ended"))
+    }
+
+    /// Fails if it has answered nothing for long, or no longer lets us in. Objects may be denied one by
+    /// one: what could be read before, or listed, tells whether these are such.
+    fn check(&self) -> anyhow::Result<()> {
+        let mut faults = self.faults()?;
+        if faults.in_a_row >= FAULTS_LIMIT
+            && let Some(error) = faults.last.take()
+        {
+            return Err(error);
+        }
+        if !std::mem::take(&mut faults.is_doubtful) {
+            return Ok(());
+        }
+        let readable = faults.readable.clone();
+        drop(faults);
+        match self.look_again(readable) {
+            Err(error) if error.kind == ErrorKind::Denied => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn look_again(&self, readable: Option<String>) -> destination::Result<()> {
+        match readable.map(|key| self.bucket.get(&key, None).map(drop)) {
+            Some(Err(error)) if error.kind == ErrorKind::NotFound => {}
+            Some(looked) => return looked,
+            None => {}
+        }
+        self.bucket.list().map(drop)
     }
 }
 
@@ -113,21 +161,37 @@ impl Sources {
         }
     }
 
-    /// Fails if a bucket has given nothing for long: it would be a backup of nothing.
+    /// Fails if a bucket has given nothing for long: it would be a backup of nothing. To be called every
+    /// now and then, for each call may ask a bucket once.
     ///
     /// # Errors
     /// The last one that the bucket gave.
     pub fn check(&self) -> anyhow::Result<()> {
-        for open in &self.sources {
-            let Place::Bucket(bucket) = &open.place else { continue };
-            let mut faults = bucket.faults.lock().map_err(|_| anyhow::anyhow!("a thread ended"))?;
-            if faults.in_a_row >= FAULTS_LIMIT
-                && let Some(error) = faults.last.take()
+        self.buckets().try_for_each(|(_, bucket)| bucket.check())
+    }
+
+    /// Fails if a bucket has denied everything that was asked of it, and nothing of it is stored.
+    ///
+    /// # Errors
+    /// The last one that the bucket gave.
+    pub fn check_stored(&self, entries: &Entries) -> anyhow::Result<()> {
+        for (source, bucket) in self.buckets() {
+            let mut faults = bucket.faults()?;
+            if faults.readable.is_none()
+                && let Some(error) = faults.denied.take()
+                && !holds_file_of(entries, &source.component)?
             {
                 return Err(error);
             }
         }
         Ok(())
+    }
+
+    fn buckets(&self) -> impl Iterator<Item = (&Source, &OpenBucket)> {
+        self.sources.iter().filter_map(|open| match &open.place {
+            Place::Bucket(bucket) => Some((&open.source, bucket)),
+            Place::Folder(_) => None,
+        })
     }
 
     /// Where an entry's file is; `None` if no source of the run covers it.
@@ -218,6 +282,16 @@ impl OpenSource {
         let source = source.clone();
         Ok(place.map(|place| OpenSource { areas: source.areas(), source, place }))
     }
+}
+
+fn holds_file_of(entries: &Entries, component: &str) -> anyhow::Result<bool> {
+    for entry in entries.iter() {
+        let entry = entry?;
+        if entry.is_file() && entry.component() == component {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn open_folder(source: &Source) -> anyhow::Result<Option<Root>> {

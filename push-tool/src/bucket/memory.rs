@@ -36,6 +36,8 @@ struct State {
     refused: BTreeMap<String, ErrorKind>,
     /// No request is answered any more.
     is_gone: bool,
+    /// So many objects may be asked for; then the keys are revoked.
+    valid_for: Option<u64>,
     /// What happens after some of an object's bytes were read.
     accidents: Vec<(String, Accident)>,
 }
@@ -117,6 +119,11 @@ impl MemoryBucket {
         self.state().is_gone = true;
     }
 
+    /// Has the keys revoked once so many objects were asked for.
+    pub(crate) fn revoke_after(&self, gets: u64) {
+        self.state().valid_for = Some(gets);
+    }
+
     /// Has something happen once the first byte of an object was read.
     pub(crate) fn while_reading(&self, key: &str, accident: Accident) {
         self.state().accidents.push((key.to_owned(), accident));
@@ -141,6 +148,9 @@ impl MemoryBucket {
         let state = self.state();
         if state.is_gone {
             return Err(Self::error(verb, key, ErrorKind::Transient));
+        }
+        if state.valid_for.is_some_and(|gets| self.gets() > gets) {
+            return Err(Self::error(verb, key, ErrorKind::Denied));
         }
         if let Some(kind) = state.refused.get(key) {
             return Err(Self::error(verb, key, *kind));

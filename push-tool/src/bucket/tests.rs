@@ -305,16 +305,60 @@ fn what_vanished_or_is_denied_is_left_out_and_the_rest_is_stored() {
     assert_eq!(trailer.components().unwrap()[0].status, Status::Partial);
 }
 
-#[test]
-fn a_bucket_that_stops_answering_makes_no_backup() {
-    let (bucket, memory) = (MemoryBucket::default(), memory());
+/// A bucket of 100 small objects, its listing, and a destination.
+fn hundred() -> (MemoryBucket, Vec<u8>, Arc<Memory>) {
+    let bucket = MemoryBucket::default();
     for number in 0..100 {
-        bucket.store(&format!("{number:03}"), Object::new(b"x", 1));
+        bucket.store(&format!("{number:03}"), Object::new(format!("{number}").as_bytes(), 1));
     }
     let (_, document) = added(&begun(1, None, Vec::new()), &bucket).unwrap();
+    (bucket, document, memory())
+}
+
+fn has_manifest(memory: &Memory) -> bool {
+    memory.names().iter().any(|name| name.ends_with("manifest.json"))
+}
+
+#[test]
+fn keys_that_are_revoked_while_objects_are_read_make_no_backup() {
+    for gets in [0, 10, 99] {
+        let (bucket, document, memory) = hundred();
+        bucket.revoke_after(gets);
+        let error = pushed(&document, &bucket, &memory).unwrap_err();
+        assert_eq!(classify(&error), Exit::Denied, "{gets}");
+        assert!(!has_manifest(&memory));
+    }
+}
+
+#[test]
+fn a_bucket_that_may_be_listed_and_not_read_makes_no_backup() {
+    let (bucket, document, memory) = hundred();
+    bucket.keys().iter().for_each(|key| bucket.deny(key));
+    let error = pushed(&document, &bucket, &memory).unwrap_err();
+    assert_eq!(classify(&error), Exit::Denied);
+    assert!(!has_manifest(&memory));
+}
+
+#[test]
+fn many_objects_that_are_denied_each_for_itself_are_left_out() {
+    // Of those that are read, and where all others are inherited.
+    let (bucket, document, memory) = hundred();
+    bucket.keys()[20..60].iter().for_each(|key| bucket.deny(key));
+    let (exit, stored) = pushed(&document, &bucket, &memory).unwrap();
+    let left_out = |stored: &[u8]| entries(stored).1.left_out().unwrap().count(Reason::Unreadable);
+    assert_eq!((exit, left_out(&stored)), (Exit::Partial, 40));
+    let parent = as_parent(&stored);
+    let (_, document) = added(&begun(2, Some(&parent), Vec::new()), &bucket).unwrap();
+    let (exit, stored) = pushed(&document, &bucket, &memory).unwrap();
+    assert_eq!((exit, left_out(&stored), entries(&stored).0.len()), (Exit::Partial, 40, 60));
+}
+
+#[test]
+fn a_bucket_that_stops_answering_makes_no_backup() {
+    let (bucket, document, memory) = hundred();
     bucket.vanish();
     pushed(&document, &bucket, &memory).unwrap_err();
-    assert!(!memory.names().iter().any(|name| name.ends_with("manifest.json")));
+    assert!(!has_manifest(&memory));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use bk_manifest::beneath::{Cursor, Root};
 use bk_manifest::digest::Digest;
 use bk_manifest::entry::Entry;
+use bk_manifest::exit::{Exit, fail};
 use bk_manifest::left_out::Reason;
 use bk_manifest::time::Time;
 
@@ -205,11 +206,14 @@ impl Read for OpenFile<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match &mut self.0 {
             Inner::File { file, .. } => file.read(buffer),
-            Inner::Object { bucket, content, .. } => {
+            Inner::Object { bucket, key, content } => {
                 let read = content.bytes.read(buffer);
                 match &read {
-                    Ok(_) => bucket.answered(),
+                    Ok(_) => bucket.answered(key),
                     Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+                    Err(error) if is_denied(error) => {
+                        bucket.denied(fail(Exit::Denied, error.to_string()));
+                    }
                     Err(error) => bucket.failed(anyhow::anyhow!("{error}")),
                 }
                 read
@@ -225,16 +229,22 @@ fn get<'a>(bucket: &'a OpenBucket, key: &str, etag: Option<&str>) -> Result<Cont
         Err(error) => error,
     };
     let text = chain(&error);
-    let (reason, is_its_own) = match error.kind {
-        ErrorKind::NotFound => (Reason::Vanished, true),
-        ErrorKind::Exists => (Reason::ChangedWhileRead, true),
-        ErrorKind::Denied => (Reason::Unreadable, true),
-        _ => (Reason::Unreadable, false),
+    let reason = match error.kind {
+        ErrorKind::NotFound => Reason::Vanished,
+        ErrorKind::Exists => Reason::ChangedWhileRead,
+        _ => Reason::Unreadable,
     };
-    if !is_its_own {
-        bucket.failed(error.into());
+    match error.kind {
+        ErrorKind::NotFound | ErrorKind::Exists => {}
+        ErrorKind::Denied => bucket.denied(error.into()),
+        _ => bucket.failed(error.into()),
     }
     Err(NotTaken { reason, error: io::Error::other(text) })
+}
+
+fn is_denied(error: &io::Error) -> bool {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<Error>());
+    cause.is_some_and(|cause| cause.kind == ErrorKind::Denied)
 }
 
 fn chain(error: &Error) -> String {
