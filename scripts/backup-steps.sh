@@ -2,8 +2,8 @@
 # The steps of backup.sh's pipe, and how its end is judged. It is sourced, and works with main's variables: codes,
 # code, step.
 
-names=('bk-manifest new' 'bk-dump postgres' 'bk-dump globals' 'bk-dump sqlite' 'bk-dump archive' 'bk-manifest add' bk-push bk-verify bk-prune)
-postgres=(cat) globals=(cat) sqlite=(cat) archive=(cat) add=(cat) prune=(cat)
+names=('bk-manifest new' 'bk-dump postgres' 'bk-dump globals' 'bk-dump sqlite' 'bk-dump archive' 'bk-manifest add' 'bk-push add' bk-push bk-verify bk-prune)
+postgres=(cat) globals=(cat) sqlite=(cat) archive=(cat) add=(cat) buckets=(cat) prune=(cat)
 
 # Fills the steps that dump databases.
 choose_dumps() {
@@ -51,9 +51,22 @@ choose_steps() {
     [[ -z ${BACKUP_MAX_FILE_SIZE_MB:-} ]] || add+=(--max-file-size "${BACKUP_MAX_FILE_SIZE_MB}M")
     IFS=: read -ra list <<<"${BACKUP_TREES:-}" && add+=(-- "${list[@]}")
   fi
+  read -ra list <<<"${BACKUP_BUCKET:-}"
+  ((${#list[@]} == 0)) || buckets=(add_buckets "${list[@]}")
   for item in "${!BACKUP_KEEP_@}" "${!BACKUP_RETENTION_@}"; do
     [[ -z ${!item} ]] || prune=(bk-prune --from "${BACKUP_DESTINATION_PATH}")
   done
+}
+
+# Adds the application's buckets, each NAME=s3://BUCKET, by a pipe of its own. It runs as a part of a pipe, and ends with it.
+add_buckets() {
+  (($#)) || exec cat
+  local name=${1%%=*} how=(--access BACKUP_BUCKET)
+  [[ -z ${BACKUP_BUCKET_SKIP:-} ]] || how=(--skip "${BACKUP_BUCKET_SKIP}")
+  # shellcheck disable=SC2312 # judge sees it
+  bk-push add --bucket "${1#*=}" --as "${name}" "${how[@]}" | add_buckets "${@:2}" || codes=("${PIPESTATUS[@]}")
+  judge
+  exit "${code}"
 }
 
 # Sets `code` and `step` from the `codes` of the pipe. A step that got a cut document ends with 21, one

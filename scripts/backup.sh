@@ -33,19 +33,20 @@ main() {
   [[ ${BACKUP_ENABLED:-true} == true ]] || { echo 'backup.sh: nothing done: BACKUP_ENABLED is false' && exit 0; }
   [[ ${BACKUP_INCREMENTAL:-true} == true ]] || full=(--full)
   choose_steps "${base}"
-  [[ ${postgres[0]}${sqlite[0]}${archive[0]}${add[0]} != catcatcatcat ]] || fail 'no setting says what to back up'
+  [[ ${postgres[0]}${sqlite[0]}${archive[0]}${add[0]} != catcatcatcat || (-n ${BACKUP_BUCKET:-} && -z ${BACKUP_BUCKET_SKIP:-}) ]] \
+    || fail 'no setting says what to back up'
   hold_lock "${BACKUP_STOP_SERVICES:+-x}" # two that stop nothing may go to two destinations
   bk-push manifest latest --from "${BACKUP_DESTINATION_PATH}" --or-none >"${work}/parent.json"
   stop_services
   bk-manifest new --parent "${work}/parent.json" | "${postgres[@]}" | "${globals[@]}" | "${sqlite[@]}" \
-    | "${archive[@]}" | "${add[@]}" | bk-push --to "${BACKUP_DESTINATION_PATH}" "${full[@]}" \
+    | "${archive[@]}" | "${add[@]}" | "${buckets[@]}" | bk-push --to "${BACKUP_DESTINATION_PATH}" "${full[@]}" \
     | bk-verify --from "${BACKUP_DESTINATION_PATH}" \
     | "${prune[@]}" >"${work}/run.json" 2>"${work}/prune.log" || codes=("${PIPESTATUS[@]}")
   sed '/^bk-prune: kept /d' "${work}/prune.log" >&2
   kept=$(sed -n 's/^bk-prune: kept/; kept/p' "${work}/prune.log")
   judge
   if [[ ${code} != [03] ]]; then
-    [[ ${codes[6]} != [03] ]] || outcome='the backup was stored, but not all that follows was done'
+    [[ ${codes[7]} != [03] ]] || outcome='the backup was stored, but not all that follows was done'
     printf 'backup.sh: error: %s ended with %s; %s\n' "${step}" "${code}" "${outcome}" >&2
     exit "${code}"
   fi

@@ -1,6 +1,12 @@
 # shellcheck shell=bash disable=SC2154,SC2034
 # What restore.sh says at its end. It is sourced, and works with the variables of main: lost, root.
 
+# Goes on after a step that could not bring back everything, and ends after any other. $1: its code
+lose() {
+  lost=$1
+  [[ ${lost} == 3 ]] || exit "${lost}"
+}
+
 # Names what was put aside since `mark` was made, in one line.
 say_aside() {
   local names=() folder

@@ -17,12 +17,12 @@ replace() {
 # Says where each component goes, and sets `kinds`, `trees` and `dumps`; fails if a setting is missing.
 plan() {
   local name kind place
-  local -A setting=([sqlite]=BACKUP_SQLITE [postgresql]=BACKUP_POSTGRES [globals]=BACKUP_POSTGRES [archive]=BACKUP_CONFIG_FILES [tree]=BACKUP_ROOT)
+  local -A setting=([sqlite]=BACKUP_SQLITE [postgresql]=BACKUP_POSTGRES [globals]=BACKUP_POSTGRES [archive]=BACKUP_CONFIG_FILES [tree]=BACKUP_ROOT [bucket]=BACKUP_BUCKET)
   [[ ${given["--secrets"]} != no ]] || unset 'setting[archive]'
   while read -r name kind; do
     place=${setting[${kind}]:-}
     [[ -z ${place} || -n ${!place:-} ]] || fail "no ${place} says where '${name}' (${kind}) goes"
-    [[ ${place} == BACKUP_ROOT || " ${kinds}" != *" ${kind} "* ]] \
+    [[ ${place} == BACKUP_@(ROOT|BUCKET) || " ${kinds}" != *" ${kind} "* ]] \
       || fail "the backup holds several components of the kind ${kind}: fetch them with --target, see bk-dump restore --component"
     case ${place} in
       BACKUP_SQLITE)
@@ -38,6 +38,7 @@ plan() {
         [[ -d ${!place} || ! -e ${!place} ]] || fail "${place} is no folder: ${!place}"
         place="below ${!place}; what is replaced is kept in .bk-replaced-TIME/" trees+=(--component "${name}")
         ;;
+      BACKUP_BUCKET) plan_bucket "${name}" ;;
       *) kind='' place='not restored' ;;
     esac
     kinds+="${kind} "
@@ -46,13 +47,14 @@ plan() {
   done < <(sed -nE 's/^(components)? +([^ ]+) +([a-z]+) +(complete|partial) .*/\2 \3/p' "${work}/show" || true)
 }
 
-# Finds out whether the files can be put back; replaces nothing. A disk may be too small.
+# Finds out whether files and buckets can be put back; replaces nothing. A disk may be too small.
 check_files() {
+  check_buckets
   [[ ${kinds} != *tree* ]] \
     || bk-push fetch --dry-run "${place[@]}" --target "${BACKUP_ROOT}" --into "${trees[@]}" <"${work}/manifest" >"${work}/checked"
 }
 
-# Puts back files, configuration and databases, in this order.
+# Puts back files, buckets, configuration and databases, in this order.
 put_back() {
   local server=() database=() sqlite
   touch -- "${work}/mark"
@@ -74,10 +76,10 @@ put_back() {
   fi
   if [[ ${kinds} == *tree* ]]; then
     make_folder 755 "${BACKUP_ROOT}"
-    replace bk-push fetch "${place[@]}" --target "${BACKUP_ROOT}" --into "${trees[@]}" <"${work}/manifest" >"${work}/files" || lost=$?
-    [[ ${lost} == [03] ]] || exit "${lost}"
+    replace bk-push fetch "${place[@]}" --target "${BACKUP_ROOT}" --into "${trees[@]}" <"${work}/manifest" >"${work}/files" || lose $?
     [[ ${lost} == 3 ]] || bk-verify --against "${BACKUP_ROOT}" "${trees[@]}" <"${work}/manifest" >"${work}/compared"
   fi
+  put_back_buckets
   [[ ${kinds} != *archive* || ${secrets} != yes ]] || place_config
   if [[ ${kinds} == *sqlite* ]]; then
     sqlite=$(realpath -m -- "${BACKUP_SQLITE}") # now that a link to it is back
@@ -85,8 +87,7 @@ put_back() {
     replace bk-dump restore --from "${beside}" --to "${sqlite}" --replace <"${work}/dumps" >"${work}/restored"
   fi
   if [[ ${kinds} == *postgresql* ]]; then
-    replace bk-dump restore --from "${beside}" "${server[@]}" <"${work}/dumps" >"${work}/restored" || lost=$?
-    [[ ${lost} == [03] ]] || exit "${lost}"
+    replace bk-dump restore --from "${beside}" "${server[@]}" <"${work}/dumps" >"${work}/restored" || lose $?
   fi
   state='everything was restored'
   if [[ -n ${BACKUP_MIGRATE:-} ]]; then

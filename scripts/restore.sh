@@ -8,8 +8,9 @@
 #   --force-config     with --secrets yes: replaces the env file too
 #   --dry-run          says what would be done, and touches nothing
 #   --copy             from the second destination, BACKUP_COPY_DESTINATION_PATH
+#   --delete-strangers removes from the application's buckets what the backup does not have
 #   --target DIR       only fetches all of it into DIR, which is new or empty
-# What is replaced is put aside first. BK_BIN_DIR names the folder of the tools.
+# What is replaced is put aside first, but for objects of a bucket. BK_BIN_DIR names the folder of the tools.
 # exit codes: the table in README.md; with 2 nothing was touched, with 3 what is listed was lost
 here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}" || true)")
 # shellcheck source=scripts/common.sh
@@ -18,6 +19,8 @@ source "${here}/common.sh"
 source "${here}/restore-steps.sh"
 # shellcheck source=scripts/restore-stage.sh
 source "${here}/restore-stage.sh"
+# shellcheck source=scripts/restore-buckets.sh
+source "${here}/restore-buckets.sh"
 # shellcheck source=scripts/restore-config.sh
 source "${here}/restore-config.sh"
 # shellcheck source=scripts/restore-end.sh
@@ -31,10 +34,10 @@ ask() {
 
 main() {
   local id='' place=() kinds='' globals='' trees=() dumps=() answer lost=0 secrets app from=BACKUP_DESTINATION_PATH settings=()
-  local -A given=(["--env-file"]='' ["--confirm"]='' ["--secrets"]='' ["--target"]='' ["--force-config"]='' ["--dry-run"]='' ["--copy"]='')
+  local -A given=(["--env-file"]='' ["--confirm"]='' ["--secrets"]='' ["--target"]='' ["--force-config"]='' ["--dry-run"]='' ["--copy"]='' ["--delete-strangers"]='')
   while (($#)); do
     case $1 in
-      --force-config | --dry-run | --copy) given[$1]=yes ;;
+      --force-config | --dry-run | --copy | --delete-strangers) given[$1]=yes ;;
       --env-file | --confirm | --secrets | --target)
         (($# > 1)) || fail "$1 needs a value"
         given[$1]=$2 && shift
@@ -61,8 +64,7 @@ main() {
   bk-manifest show "${work}/manifest" | tee "${work}/show"
   if [[ -n ${given["--target"]} ]]; then
     [[ -z ${given["--dry-run"]} ]] || exit 0
-    bk-push fetch "${place[@]}" --target "${given["--target"]}" <"${work}/manifest" >"${work}/fetched" || lost=$?
-    [[ ${lost} == [03] ]] || exit "${lost}"
+    bk-push fetch "${place[@]}" --target "${given["--target"]}" <"${work}/manifest" >"${work}/fetched" || lose $?
     end "fetched into ${given["--target"]}" '[a-z]+'
   fi
   app=${BACKUP_APP:-}

@@ -302,6 +302,44 @@ steps=(bk-manifest-new bk-dump-postgres bk-dump-globals bk-dump-sqlite bk-dump-a
   [[ ${output} == *'usage: backup.sh [--env-file FILE] [--full] [DEST]'*'exit codes:'* ]]
 }
 
+@test "buckets are added behind all else, one behind the other" {
+  echo 'BACKUP_BUCKET=minio=s3://documents other=s3://b/x=y' >>"${FAKE}/settings"
+  run --separate-stderr -0 "${backup}"
+  [[ -z ${stderr} ]]
+  grep -Fx 'bk-push add --bucket s3://documents --as minio --access BACKUP_BUCKET' "${FAKE}/calls"
+  grep -Fx 'bk-push add --bucket s3://b/x=y --as other --access BACKUP_BUCKET' "${FAKE}/calls"
+  # An application may have nothing else.
+  sed -i '/POSTGRES\|SQLITE\|CONFIG\|ROOT\|TREES/d' "${FAKE}/settings"
+  run --separate-stderr -0 "${backup}"
+}
+
+@test "the code of a bucket that cannot be listed is the script's, whichever bucket it is" {
+  echo 'BACKUP_BUCKET=a=s3://a b=s3://b c=s3://c' >>"${FAKE}/settings"
+  mv "${FAKE}/bin/bk-push" "${FAKE}/bk-push"
+  printf '#!/bin/bash\n[[ $* != *"${BROKEN}"* ]] || { cat >/dev/null && exit "${CODE}"; }\nexec "${FAKE}/bk-push" "$@"\n' >"${FAKE}/bin/bk-push"
+  chmod +x "${FAKE}/bin/bk-push"
+  local bucket code
+  for bucket in a b c; do
+    for code in 1 2 12 13 21 143; do
+      BROKEN="--as ${bucket}" CODE=${code} run --separate-stderr "${backup}"
+      echo "${bucket} with ${code}: ${status}: ${stderr}"
+      [[ ${status} == "${code}" && ${stderr} == *"bk-push add ended with ${code}; no backup was made"* ]]
+    done
+  done
+  echo 3 >"${FAKE}/codes/bk-push-add"
+  BROKEN=nothing run --separate-stderr -3 "${backup}"
+  [[ ${output} == 'backup.sh: done with warnings backup-'* && -z ${stderr} ]]
+}
+
+@test "a bucket that is skipped is recorded with its reason, and is no backup by itself" {
+  printf "BACKUP_BUCKET=minio=s3://documents\nBACKUP_BUCKET_SKIP=the provider's\n" >>"${FAKE}/settings"
+  run -0 "${backup}"
+  grep -Fx "bk-push add --bucket s3://documents --as minio --skip the provider's" "${FAKE}/calls"
+  sed -i '/POSTGRES\|SQLITE\|CONFIG\|ROOT\|TREES/d' "${FAKE}/settings"
+  run -2 "${backup}"
+  [[ ${output} == *'no setting says what to back up'* ]]
+}
+
 # Adds a second destination, with rules of its own.
 second_destination() {
   printf 'BACKUP_COPY_DESTINATION_PATH=s3://far/b\nBACKUP_COPY_RETENTION_DAYS=90\nBACKUP_COPY_KEEP_YEARLY=2\n' >>"${FAKE}/settings"

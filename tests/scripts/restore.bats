@@ -111,6 +111,70 @@ END
   [[ $(ls -A "${srv}") == files ]]
 }
 
+# Has the backup hold two buckets, and the settings say where they go.
+with_buckets() {
+  sed -i '/ tree /a\             minio            bucket      complete          1 entries      130 B\n             other            bucket      complete          1 entries      130 B' "${FAKE}/show"
+  echo 'BACKUP_BUCKET=other=s3://b/x=y minio=s3://documents' >>"${FAKE}/settings"
+}
+
+@test "buckets are looked at before anything is replaced, and put back behind the files" {
+  with_buckets
+  run -0 "${restore}" latest --confirm app --secrets no
+  [[ ${output} == *'plan         minio            into s3://documents; what differs is overwritten, what the backup lacks stays'* ]]
+  run -0 sed -nE 's/--bucket-access BACKUP_BUCKET --into/INTO/; s/.* fetch --from \/dest( --component [a-z]* --bucket )/fetch\1/p; s/.*verify --against .*/files/p; s/.*--replace$/database/p; s/^docker //p' "${FAKE}/calls"
+  diff - <(echo "${output}") <<END
+fetch --component minio --bucket s3://documents INTO --dry-run
+fetch --component other --bucket s3://b/x=y INTO --dry-run
+compose stop api worker
+database
+files
+fetch --component minio --bucket s3://documents INTO
+fetch --component other --bucket s3://b/x=y INTO
+database
+compose start api worker
+END
+  run -0 "${restore}" latest --confirm app --secrets no --delete-strangers
+  [[ ${output} == *'into s3://documents; what differs is overwritten, what the backup lacks is removed'* ]]
+  [[ $(grep -c -- '--delete-strangers$' "${FAKE}/calls") == 2 ]]
+}
+
+@test "a bucket that has no place, or is out of reach, is told before anything is replaced" {
+  with_buckets
+  run -0 "${restore}" latest --dry-run
+  [[ $(grep -c 'fetch .*--bucket .*--dry-run' "${FAKE}/calls") == 2 ]]
+  nothing_was_touched
+  break_call bk-push --bucket 12 bk-push-fetch-dry-run
+  run --separate-stderr -12 "${restore}" latest --confirm app --secrets no
+  [[ ${stderr} == *'restore.sh: nothing was replaced' ]]
+  run ! grep docker "${FAKE}/calls"
+  sed -i 's/^BACKUP_BUCKET=.*/BACKUP_BUCKET=minio=s3:\/\/documents/' "${FAKE}/settings"
+  run --separate-stderr -2 "${restore}" latest --confirm app --secrets no
+  [[ ${stderr} == *"'other' (bucket) goes: it needs other=s3://BUCKET"* ]]
+  sed -i '/^BACKUP_BUCKET=/d' "${FAKE}/settings"
+  run --separate-stderr -2 "${restore}" latest --confirm app --secrets no
+  [[ ${stderr} == *"no BACKUP_BUCKET says where 'minio' (bucket) goes"* ]]
+}
+
+@test "objects that are lost are 3 and all else is done; a bucket that fails is half-way" {
+  with_buckets
+  break_call bk-push --delete-strangers 3 bk-push-fetch
+  run --separate-stderr -3 "${restore}" latest --confirm app --secrets no --delete-strangers
+  [[ ${output} == *'is restored, without what is listed above' ]]
+  grep -q 'bk-dump restore --from .* --replace$' "${FAKE}/calls"
+  sed -i 's/echo 3/echo 12/' "${FAKE}/bin/bk-push"
+  rm "${FAKE}/codes/bk-push-fetch"
+  run --separate-stderr -12 "${restore}" latest --confirm app --secrets no --delete-strangers
+  [[ ${stderr} == *'HALF-WAY. What it replaced was put aside, but not what was in a bucket; run it again'* ]]
+}
+
+@test "a bucket that is skipped by now is not put back" {
+  with_buckets
+  echo 'BACKUP_BUCKET_SKIP=elsewhere' >>"${FAKE}/settings"
+  run -0 "${restore}" latest --confirm app --secrets no
+  [[ ${output} == *'plan         minio            not restored: BACKUP_BUCKET_SKIP says why'* ]]
+  run ! grep -e --bucket "${FAKE}/calls"
+}
+
 @test "a backup does not start while a restore runs" {
   echo "BACKUP_MIGRATE=touch '${FAKE}/busy'; sleep 2" >>"${FAKE}/settings"
   "${restore}" latest --confirm app --secrets no >/dev/null 2>&1 3>&- &
