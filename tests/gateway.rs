@@ -137,12 +137,18 @@ impl Gateway {
 
     /// Sends a request: a method, `/BUCKET/KEY?QUERY` with its names in order, a body.
     pub fn request(&self, method: &str, path: &str, body: &[u8]) -> Ended {
+        self.request_with(method, path, &[], body)
+    }
+
+    /// The same with more of curl's arguments, such as headers.
+    pub fn request_with(&self, method: &str, path: &str, more: &[&str], body: &[u8]) -> Ended {
         let url = format!("http://127.0.0.1:{}{path}", self.port);
         let mut command = self.command("curl");
         // What a range, a brace or a bracket in a key would mean to curl does not count.
         command.args(["-sS", "-g", "--fail-with-body", "--aws-sigv4", "aws:amz:us-east-1:s3"]);
         command.args(["--user", &format!("{ACCESS_KEY}:{SECRET_KEY}")]);
         command.args(["-H", "x-amz-content-sha256: UNSIGNED-PAYLOAD", "-X", method, &url]);
+        command.args(more);
         if method == "PUT" || method == "POST" {
             command.args(["--data-binary", "@-"]);
         }

@@ -1,5 +1,6 @@
 //! The tools together, through the real binaries.
 
+mod buckets;
 mod compose;
 mod contract;
 mod copy;
