@@ -61,7 +61,7 @@ struct Faults {
     last: Option<anyhow::Error>,
     /// The last refusal.
     denied: Option<anyhow::Error>,
-    /// Whether it is yet to be told whom it meant: the object, or the keys.
+    /// Whether it is yet to be told whom a fault meant: the object, or all of them.
     is_doubtful: bool,
     /// An object that could be read.
     readable: Option<String>,
@@ -87,7 +87,7 @@ impl OpenBucket {
     pub fn failed(&self, error: anyhow::Error) {
         if let Ok(mut faults) = self.faults.lock() {
             faults.in_a_row += 1;
-            faults.last = Some(error);
+            (faults.last, faults.is_doubtful) = (Some(error), true);
         }
     }
 
@@ -95,8 +95,8 @@ impl OpenBucket {
         self.faults.lock().map_err(|_| anyhow::anyhow!("a thread ended"))
     }
 
-    /// Fails if it has answered nothing for long, or no longer lets us in. Objects may be denied one by
-    /// one: what could be read before, or listed, tells whether these are such.
+    /// Fails if it has answered nothing for long, is gone, or no longer lets us in. Objects may fail one
+    /// by one: what could be read before, or listed, tells whether these are such.
     fn check(&self) -> anyhow::Result<()> {
         let mut faults = self.faults()?;
         if faults.in_a_row >= FAULTS_LIMIT
@@ -109,10 +109,7 @@ impl OpenBucket {
         }
         let readable = faults.readable.clone();
         drop(faults);
-        match self.look_again(readable) {
-            Err(error) if error.kind == ErrorKind::Denied => Err(error.into()),
-            _ => Ok(()),
-        }
+        Ok(self.look_again(readable)?)
     }
 
     fn look_again(&self, readable: Option<String>) -> destination::Result<()> {

@@ -362,6 +362,25 @@ fn a_bucket_that_stops_answering_makes_no_backup() {
 }
 
 #[test]
+fn a_bucket_that_is_gone_makes_no_backup_however_few_it_held() {
+    let (bucket, memory) = (MemoryBucket::default(), memory());
+    bucket.store("only", Object::new(b"x", 1));
+    let (_, document) = added(&begun(1, None, Vec::new()), &bucket).unwrap();
+    bucket.vanish();
+    pushed(&document, &bucket, &memory).unwrap_err();
+    assert!(!has_manifest(&memory));
+}
+
+#[test]
+fn objects_in_an_archive_are_left_out_however_many() {
+    let (bucket, document, memory) = hundred();
+    bucket.keys()[20..60].iter().for_each(|key| bucket.refuse(key, ErrorKind::Archived));
+    let (exit, stored) = pushed(&document, &bucket, &memory).unwrap();
+    let left_out = entries(&stored).1.left_out().unwrap().count(Reason::Unreadable);
+    assert_eq!((exit, left_out), (Exit::Partial, 40));
+}
+
+#[test]
 fn a_bucket_that_may_not_be_listed_ends_no_document() {
     let bucket = MemoryBucket::default();
     bucket.deny("");

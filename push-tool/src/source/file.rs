@@ -235,7 +235,7 @@ fn get<'a>(bucket: &'a OpenBucket, key: &str, etag: Option<&str>) -> Result<Cont
         _ => Reason::Unreadable,
     };
     match error.kind {
-        ErrorKind::NotFound | ErrorKind::Exists => {}
+        ErrorKind::NotFound | ErrorKind::Exists | ErrorKind::Archived => {}
         ErrorKind::Denied => bucket.denied(error.into()),
         _ => bucket.failed(error.into()),
     }
