@@ -37,6 +37,14 @@ struct Kinds {
     bytes: u64,
 }
 
+/// Plain files that several backups may hold.
+#[derive(Default)]
+struct PlainCount {
+    files: u64,
+    bytes: u64,
+    backups: u64,
+}
+
 #[derive(Default)]
 struct Count {
     entries: u64,
@@ -187,7 +195,37 @@ impl Summary {
             }
         };
         let text = format!("{} in this backup, {}{text}", own.len(), bytes(&own));
-        Ok(line(output, "objects", &text)?)
+        line(output, "objects", &text)?;
+        self.write_plain(output)
+    }
+
+    /// The plain files, a line for each component that they were stored for.
+    fn write_plain(&self, output: &mut impl Write) -> anyhow::Result<()> {
+        let mut components: BTreeMap<String, (PlainCount, PlainCount)> = BTreeMap::new();
+        for record in self.trailer.plain()? {
+            let (own, inherited) = components.entry(record.component).or_default();
+            let of = if record.backup.is_some() { inherited } else { own };
+            of.files = of.files.saturating_add(record.count);
+            of.bytes = of.bytes.saturating_add(record.size);
+            of.backups += 1;
+        }
+        for (component, (own, inherited)) in components {
+            let text = match inherited.backups {
+                0 => String::new(),
+                backups => format!(
+                    "; {} in {backups} earlier, {}",
+                    inherited.files,
+                    human_bytes(inherited.bytes)
+                ),
+            };
+            let text = format!(
+                "{} files one by one in {component}/, {}{text}",
+                own.files,
+                human_bytes(own.bytes)
+            );
+            line(output, "", &text)?;
+        }
+        Ok(())
     }
 }
 
@@ -297,7 +335,10 @@ mod tests {
             "objects",
             json!([
                 {"backup":"b-0","checksum":digest,"live":1,"object":"o","size":2048},
-                {"checksum":digest,"live":1,"object":"p","size":1}
+                {"checksum":digest,"live":1,"object":"p","size":1},
+                {"component":"minio","count":3,"size":3072},
+                {"backup":"b-0","component":"minio","count":4,"size":1024},
+                {"backup":"b-1","component":"minio","count":5,"size":1024}
             ]),
         );
         let (bytes, _) = writer.end(trailer).unwrap();
@@ -318,6 +359,7 @@ mod tests {
             "             files            ?           not listed         2 entries    1.5 KiB\n",
             "left out     5 unreadable: x, a\\n, …\n",
             "objects      1 in this backup, 1 B; 1 in 1 earlier, 2.0 KiB\n",
+            "             3 files one by one in minio/, 3.0 KiB; 9 in 2 earlier, 2.0 KiB\n",
             "sums         all hold; total sha256:",
         ] {
             assert!(text.contains(wanted), "{wanted:?} in\n{text}");
