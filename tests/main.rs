@@ -16,6 +16,7 @@ mod interrupt;
 mod keys;
 mod pipeline;
 mod places;
+mod plain;
 mod postgres;
 mod postgres_connection;
 mod postgres_contents;

@@ -31,7 +31,7 @@ pub struct BackupInfo {
     pub entries: u64,
     /// Bytes of content.
     pub size: u64,
-    /// Bytes as stored in its own folder.
+    /// Bytes as stored in its own folder; of plain files those of their content.
     pub stored: u64,
     /// Its components.
     pub components: Vec<Component>,
@@ -46,7 +46,9 @@ impl BackupInfo {
     /// A malformed header or trailer.
     pub fn new(manifest: ObjectInfo, header: &Header, trailer: &Trailer) -> anyhow::Result<Self> {
         let backup = header.the_backup()?;
-        let objects = trailer.objects()?;
+        let (objects, plain) = (trailer.objects()?, trailer.plain()?);
+        let sizes = objects.iter().filter(|object| object.backup.is_none()).map(|own| own.size);
+        let plain = plain.iter().filter(|record| record.backup.is_none()).map(|own| own.size);
         Ok(BackupInfo {
             manifest,
             series: header.series()?,
@@ -56,10 +58,7 @@ impl BackupInfo {
             id: backup.id,
             entries: trailer.totals.count,
             size: trailer.totals.size,
-            stored: objects
-                .iter()
-                .filter(|object| object.backup.is_none())
-                .fold(0, |sum, object| sum.saturating_add(object.size)),
+            stored: sizes.chain(plain).fold(0, u64::saturating_add),
             components: trailer.components()?,
             total_checksum: trailer.total_checksum().map(|sum| sum.to_string()).unwrap_or_default(),
         })
@@ -210,7 +209,8 @@ pub fn reread(
     outer::read(destination, &backup.manifest)
 }
 
-/// The objects that a backup needs, its own and inherited ones, by their names at the destination.
+/// The objects that a backup needs, its own and inherited ones, by their names at the destination: all
+/// but its plain files ([`crate::plain`]).
 ///
 /// `folder` is the one that holds the manifest.
 ///

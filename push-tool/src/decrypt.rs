@@ -11,65 +11,115 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::Context;
 use bk_manifest::command::Finished;
 use bk_manifest::digest::Digest;
+use bk_manifest::entry::Entry;
 use bk_manifest::exit::{Exit, Failure};
-use bk_manifest::manifest::ObjectRecord;
+use bk_manifest::manifest::{Header, Trailer};
 use bk_manifest::path::escape;
 use bk_manifest::progress::{Progress, human_bytes};
 use bk_manifest::stream::Error as FormatError;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
+use crate::catalog::{Folders, needed_objects};
 use crate::destination::Destination;
 use crate::encrypt::{Method, said};
 use crate::identity::{Identities, Opener};
 use crate::piped::{Piped, Step};
+use crate::plain::{PlainFiles, StoredSum};
 
 /// As much of an object as its header may take, and what is moved at once.
 const BUFFER: usize = 64 << 10;
 
-/// The encrypted ones among a backup's objects, by their names at the destination.
-#[derive(Clone, Debug, Default)]
-pub struct Sealed(BTreeMap<String, SealedObject>);
+/// The encrypted ones among a backup's objects, and which of them are wanted.
+pub struct Sealed {
+    folders: Folders,
+    /// Those that `objects` names, by their names at the destination.
+    objects: BTreeMap<String, SealedObject>,
+    /// Which of the rest are encrypted; their entries say what is stored.
+    plain: PlainFiles,
+    /// The wanted ones of `objects`.
+    wanted: BTreeSet<String>,
+    /// One wanted plain file of each backup and component: all of these were encrypted by one push,
+    /// for the same keys.
+    samples: BTreeMap<(Option<String>, String), SealedObject>,
+}
 
 #[derive(Clone, Debug)]
 struct SealedObject {
     name: String,
     method: Method,
-    /// As stored.
-    checksum: Digest,
     /// As stored; opened it is smaller.
-    size: u64,
+    stored: StoredSum,
+}
+
+impl SealedObject {
+    fn new(name: &str, word: &str, stored: StoredSum) -> Result<Self, FormatError> {
+        let method = Method::of_word(word).ok_or_else(|| {
+            let word = escape(word.as_bytes());
+            FormatError::Malformed(format!("'{name}' is encrypted by an unknown '{word}'"))
+        })?;
+        Ok(SealedObject { name: name.to_owned(), method, stored })
+    }
 }
 
 impl Sealed {
-    /// Takes the encrypted ones; by the manifest, for a name says nothing.
+    /// Takes the encrypted ones of a manifest that lies in `folder`; by the manifest, for a name says
+    /// nothing. None is wanted yet.
     ///
     /// # Errors
-    /// [`Exit::Malformed`] for a method that this version does not know.
-    pub fn of<'o>(
-        objects: impl IntoIterator<Item = (&'o str, &'o ObjectRecord)>,
-    ) -> anyhow::Result<Self> {
-        let mut sealed = BTreeMap::new();
-        for (name, record) in objects {
-            let Some(word) = &record.encryption else { continue };
-            let method = Method::of_word(word).ok_or_else(|| {
-                let word = escape(word.as_bytes());
-                FormatError::Malformed(format!("'{name}' is encrypted by an unknown '{word}'"))
-            })?;
-            let (checksum, size) = (record.checksum, record.size);
-            let name = name.to_owned();
-            sealed.insert(name.clone(), SealedObject { name, method, checksum, size });
+    /// [`Exit::Malformed`] for a method that this version does not know, and for a manifest that is.
+    pub fn new(header: &Header, trailer: &Trailer, folder: &str) -> anyhow::Result<Self> {
+        let mut objects = BTreeMap::new();
+        for object in needed_objects(header, trailer, folder)? {
+            let Some(word) = &object.record.encryption else { continue };
+            let stored = StoredSum { checksum: object.record.checksum, size: object.record.size };
+            let sealed = SealedObject::new(&object.name, word, stored)?;
+            objects.insert(object.name, sealed);
         }
-        Ok(Sealed(sealed))
+        Ok(Sealed {
+            folders: Folders::new(header, folder)?,
+            objects,
+            plain: PlainFiles::new(header, trailer, folder)?,
+            wanted: BTreeSet::new(),
+            samples: BTreeMap::new(),
+        })
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Says that an entry's content will be read.
+    ///
+    /// # Errors
+    /// Those of a malformed manifest.
+    pub fn want(&mut self, entry: &Entry) -> anyhow::Result<()> {
+        let Some(at) = &entry.at else { return Ok(()) };
+        if let Some(record) = self.plain.at(at) {
+            let sample = (record.backup.clone(), record.component.clone());
+            if record.encryption.is_some() && !self.samples.contains_key(&sample) {
+                let name = self.folders.object(at.backup.as_deref(), &at.object)?;
+                if let Some(object) = self.plain(entry, &name)? {
+                    self.samples.insert(sample, object);
+                }
+            }
+        } else if !self.objects.is_empty() {
+            let name = self.folders.object(at.backup.as_deref(), &at.object)?;
+            if self.objects.contains_key(&name) {
+                self.wanted.insert(name);
+            }
+        }
+        Ok(())
     }
 
-    /// Leaves those that are asked for.
-    pub fn retain(&mut self, names: &BTreeSet<String>) {
-        self.0.retain(|name, _| names.contains(name));
+    /// The plain file that holds an entry's content, if it is encrypted.
+    fn plain(&self, entry: &Entry, name: &str) -> Result<Option<SealedObject>, FormatError> {
+        let Some(at) = &entry.at else { return Ok(None) };
+        match self.plain.at(at).and_then(|record| record.encryption.as_ref()) {
+            None => Ok(None),
+            Some(word) => SealedObject::new(name, word, StoredSum::of(entry, at)?).map(Some),
+        }
+    }
+
+    /// Those whose keys are to be tried.
+    fn tried(&self) -> Vec<&SealedObject> {
+        let named = self.wanted.iter().filter_map(|name| self.objects.get(name));
+        named.chain(self.samples.values()).collect()
     }
 }
 
@@ -103,7 +153,8 @@ pub fn damage(error: io::Error) -> anyhow::Result<io::Error> {
 }
 
 impl<'a> Objects<'a> {
-    /// Finds the keys of those that are encrypted, and tries them.
+    /// Finds the keys of those that are encrypted and wanted, and tries them; of plain files one of
+    /// each backup and component.
     ///
     /// # Errors
     /// [`Exit::Denied`] for an object that is whole and that no key here opens.
@@ -114,7 +165,8 @@ impl<'a> Objects<'a> {
         temporary: &Path,
         progress: &dyn Progress,
     ) -> anyhow::Result<Self> {
-        let methods: BTreeSet<Method> = sealed.0.values().map(|object| object.method).collect();
+        let methods: BTreeSet<Method> =
+            sealed.tried().into_iter().map(|object| object.method).collect();
         let opener = |method| Ok((method, identities.opener(method, progress)?));
         let objects = Objects {
             destination,
@@ -123,17 +175,22 @@ impl<'a> Objects<'a> {
             temporary: temporary.to_owned(),
             held: Mutex::default(),
         };
-        let all: Vec<&SealedObject> = objects.sealed.0.values().collect();
-        all.into_par_iter().try_for_each(|object| objects.try_key(object))?;
+        objects.sealed.tried().into_par_iter().try_for_each(|object| objects.try_key(object))?;
         Ok(objects)
     }
 
-    /// Whether the object is encrypted.
+    /// Whether an object that `objects` names is encrypted.
     pub fn is_sealed(&self, name: &str) -> bool {
-        self.sealed.0.contains_key(name)
+        self.sealed.objects.contains_key(name)
     }
 
-    /// Opens an object, or a range of what it was before it was encrypted.
+    /// How many small objects are worth reading at once.
+    pub fn at_once(&self) -> usize {
+        self.destination.at_once()
+    }
+
+    /// Opens the object that holds an entry's content, or a range of what it was before it was
+    /// encrypted.
     ///
     /// An encrypted one is opened into a temporary file for its ranges, of which one at a time is
     /// kept: they are to be read object by object. One that `is_streamed` is not; what is before the
@@ -144,15 +201,20 @@ impl<'a> Objects<'a> {
     pub fn read(
         &self,
         name: &str,
+        entry: &Entry,
         range: Option<Range<u64>>,
         is_streamed: bool,
     ) -> anyhow::Result<Opened<'_>> {
-        let Some(object) = self.sealed.0.get(name) else {
+        let object = match self.sealed.objects.get(name) {
+            Some(object) => Some(object.clone()),
+            None => self.sealed.plain(entry, name)?,
+        };
+        let Some(object) = object else {
             return Ok(self.destination.read(name, range).map_err(anyhow::Error::from));
         };
         let Some(range) = range else { return self.stream(object) };
         if !is_streamed {
-            let held = self.hold(object)?;
+            let held = self.hold(&object)?;
             return Ok(held.map(|file| {
                 let section = Section { file, place: range.start, end: range.end };
                 Box::new(section) as Box<dyn Read + Send>
@@ -169,7 +231,7 @@ impl<'a> Objects<'a> {
     }
 
     /// Opens an object from its first byte on; once this is done, the key was right.
-    fn stream<'s>(&'s self, object: &'s SealedObject) -> anyhow::Result<Opened<'s>> {
+    fn stream(&self, object: SealedObject) -> anyhow::Result<Opened<'_>> {
         let source = match self.destination.read(&object.name, None) {
             Ok(source) => source,
             Err(error) => return Ok(Err(error.into())),
@@ -187,7 +249,7 @@ impl<'a> Objects<'a> {
 
     fn start<'s>(
         &'s self,
-        object: &'s SealedObject,
+        object: SealedObject,
         source: Box<dyn Read + Send + 's>,
     ) -> anyhow::Result<Decrypting<'s>> {
         let opener = self.openers.get(&object.method).context("an object without a program")?;
@@ -248,7 +310,7 @@ impl<'a> Objects<'a> {
         };
         let read = Digest::of_reader(stored);
         bk_manifest::signal::check()?;
-        Ok(read.is_ok_and(|(checksum, size)| checksum == object.checksum && size == object.size))
+        Ok(read.is_ok_and(|(checksum, size)| StoredSum { checksum, size } == object.stored))
     }
 
     /// The object in its temporary file; opened there by the first who needs it.
@@ -260,7 +322,7 @@ impl<'a> Objects<'a> {
         }
         // Its room is free again before the next one takes any.
         *held = None;
-        let content = match self.stream(object)? {
+        let content = match self.stream(object.clone())? {
             Ok(content) => content,
             Err(error) => return Ok(Err(error)),
         };
@@ -282,15 +344,15 @@ impl<'a> Objects<'a> {
         let room = rustix::fs::statvfs(&self.temporary)
             .map_err(|error| no_room(io::Error::from(error).to_string()))?;
         let free = room.f_bavail.saturating_mul(room.f_frsize);
-        if free < object.size {
-            let why =
-                format!("{} are free, {} needed", human_bytes(free), human_bytes(object.size));
+        let size = object.stored.size;
+        if free < size {
+            let why = format!("{} are free, {} needed", human_bytes(free), human_bytes(size));
             return Err(no_room(why).into());
         }
         let mut file =
             tempfile::tempfile_in(&self.temporary).map_err(|error| no_room(error.to_string()))?;
         // What it was before is smaller than what is stored: an object that unfolds is none of ours.
-        let mut content = content.take(object.size);
+        let mut content = content.take(size);
         let (mut length, mut fault) = (0, None);
         let mut buffer = vec![0; BUFFER];
         loop {
@@ -315,7 +377,7 @@ impl<'a> Objects<'a> {
 /// An object on its way out of the program.
 struct Decrypting<'a> {
     objects: &'a Objects<'a>,
-    object: &'a SealedObject,
+    object: SealedObject,
     opener: &'a Opener,
     source: Option<Box<dyn Read + Send + 'a>>,
     piped: Option<Piped>,
@@ -331,12 +393,12 @@ impl Decrypting<'_> {
         let name = &self.object.name;
         let lacks_key = self.opener.lacks_key(finished);
         let is_damaged = finished.code().is_some()
-            && (!lacks_key || !self.objects.is_intact(self.object).map_err(fatal)?);
+            && (!lacks_key || !self.objects.is_intact(&self.object).map_err(fatal)?);
         if is_damaged {
             return Err(io::Error::other(format!("cannot be decrypted: {}", said(finished))));
         }
         let failure = if lacks_key {
-            self.opener.locked(name, &self.objects.header(self.object), Some(finished))
+            self.opener.locked(name, &self.objects.header(&self.object), Some(finished))
         } else {
             Failure::new(Exit::Failed, format!("cannot open '{name}': {}", finished.message()))
         };

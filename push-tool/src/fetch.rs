@@ -26,7 +26,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::catalog::{Folders, needed_objects};
+use crate::catalog::Folders;
 use crate::decrypt::{Objects, Sealed};
 use crate::identity::Identities;
 use crate::locate::{Located, locate};
@@ -91,11 +91,7 @@ pub fn fetch(
 ) -> anyhow::Result<Exit> {
     let folder = find(document, store, progress)?;
     let folders = Folders::new(&document.header, &folder)?;
-    let needed = needed_objects(&document.header, &document.trailer, &folder)?;
-    let (mut sealed, mut wanted) = (
-        Sealed::of(needed.iter().map(|object| (object.name.as_str(), &object.record)))?,
-        BTreeSet::new(),
-    );
+    let mut sealed = Sealed::new(&document.header, &document.trailer, &folder)?;
     let (mut files, mut bytes, mut others) = (0u64, 0u64, 0u64);
     for entry in document.entries.iter() {
         let entry = entry?;
@@ -104,9 +100,7 @@ pub fn fetch(
             if has_content(&entry, options) {
                 files += 1;
                 bytes += entry.size.unwrap_or(0);
-                if let Some(at) = entry.at.as_ref().filter(|_| !sealed.is_empty()) {
-                    wanted.insert(folders.object(at.backup.as_deref(), &at.object)?);
-                }
+                sealed.want(&entry)?;
             } else {
                 others += 1;
             }
@@ -115,7 +109,6 @@ pub fn fetch(
     if files + others == 0 && !options.selection.is_all() {
         return Err(fail(Exit::NotFound, "no path of the backup matches"));
     }
-    sealed.retain(&wanted);
     let objects = Objects::open(
         &*store.destination,
         sealed,

@@ -1,5 +1,6 @@
 //! Several at once of what mostly waits: for a store's answers.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Does `work` on all items, so many at once, and gives the results in the items' order.
@@ -31,6 +32,27 @@ pub fn map<T: Send, R: Send>(
     results.into_iter().map(|(_, result)| result).collect()
 }
 
+/// As [`map`]; once one has failed, no more are begun.
+///
+/// # Errors
+/// That of the first that has failed, in the items' order.
+pub fn try_map<T: Send, R: Send>(
+    at_once: usize,
+    items: Vec<T>,
+    work: impl Fn(T) -> anyhow::Result<R> + Sync,
+) -> anyhow::Result<Vec<R>> {
+    let has_failed = AtomicBool::new(false);
+    let results = map(at_once, items, |item| {
+        if has_failed.load(Ordering::Relaxed) {
+            return None;
+        }
+        let result = work(item);
+        has_failed.fetch_or(result.is_err(), Ordering::Relaxed);
+        Some(result)
+    });
+    results.into_iter().flatten().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,5 +73,17 @@ mod tests {
             (0..1000).collect::<Vec<_>>()
         );
         assert!(map(4, Vec::new(), |()| ()).is_empty());
+    }
+
+    #[test]
+    fn behind_a_failure_nothing_is_begun() {
+        let begun = Mutex::new(Vec::new());
+        let result = try_map(1, (0..10).collect(), |number| {
+            begun.lock().unwrap().push(number);
+            if number == 3 { Err(anyhow::anyhow!("the fourth")) } else { Ok(number) }
+        });
+        assert_eq!(result.unwrap_err().to_string(), "the fourth");
+        assert_eq!(begun.into_inner().unwrap(), [0, 1, 2, 3]);
+        assert_eq!(try_map(4, vec![1, 2], Ok).unwrap(), [1, 2]);
     }
 }

@@ -264,16 +264,34 @@ impl PlainFiles {
         let Some(at) = entry.at.as_ref().filter(|at| entry.is_file() && at.offset.is_none()) else {
             return Ok(None);
         };
-        if self.named.contains(&(at.backup.clone(), at.object.clone())) {
+        if self.is_named(at) {
             return Ok(None);
         }
-        let record = component(&at.object)
-            .and_then(|component| self.records.get(&(at.backup.clone(), component.to_owned())));
-        record.map(|record| Some((at, record))).ok_or_else(|| {
+        self.covering(at).map(|record| Some((at, record))).ok_or_else(|| {
             let object = escape(at.object.as_bytes());
             let message = format!("'{}' lies in '{object}', which 'objects' lacks", entry.path);
             FormatError::Malformed(message)
         })
+    }
+
+    /// The record that accounts for a place, if a plain file lies there: also that of a hard link,
+    /// which repeats the place of its first path.
+    pub fn at(&self, at: &At) -> Option<&PlainRecord> {
+        self.covering(at).filter(|_| at.offset.is_none() && !self.is_named(at))
+    }
+
+    /// All the records.
+    pub fn records(&self) -> impl Iterator<Item = &PlainRecord> {
+        self.records.values()
+    }
+
+    fn is_named(&self, at: &At) -> bool {
+        self.named.contains(&(at.backup.clone(), at.object.clone()))
+    }
+
+    fn covering(&self, at: &At) -> Option<&PlainRecord> {
+        let component = component(&at.object)?;
+        self.records.get(&(at.backup.clone(), component.to_owned()))
     }
 }
 

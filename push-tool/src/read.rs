@@ -1,4 +1,5 @@
-//! Gets content out of stored objects again: frame by frame, on all cores, every byte hashed.
+//! Gets content out of stored objects again: frame by frame, on all cores, every byte hashed; of objects
+//! that are one file each as many at once as the destination likes.
 
 use std::io::{self, Read, Write};
 use std::ops::Range;
@@ -12,6 +13,7 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use crate::catalog::Folders;
 use crate::decrypt::{self, Objects, Opened};
+use crate::parallel;
 
 /// Memory for the order of reading; more goes through temporary files.
 const ORDER_BUDGET: usize = 16 << 20;
@@ -19,12 +21,16 @@ const ORDER_BUDGET: usize = 16 << 20;
 const BATCH_BYTES: u64 = 8 << 20;
 /// Groups of files decoded together.
 const BATCH_GROUPS: usize = 64;
+/// Objects of one file each that are read together: many, since the last of them are waited for.
+const BATCH_WHOLE: usize = 1024;
 /// Files decoded together: any number of equal ones can lie in the same bytes.
 const BATCH_ENTRIES: usize = 16 << 10;
 /// What one group counts for at most in a batch, in bytes: longer ones are decoded as a stream.
 const STREAMED_LENGTH: u64 = 4 << 20;
 /// Most that is decoded in memory for the files that share their frames, in bytes.
 const SHARED_LIMIT: u64 = 16 << 20;
+/// The same for one object that is several files, of which many may be read at once.
+const SHARED_WHOLE_LIMIT: u64 = 1 << 20;
 
 /// What becomes of content that is read.
 ///
@@ -67,10 +73,18 @@ struct Group {
     entries: Vec<Entry>,
 }
 
+impl Group {
+    fn bytes(&self) -> Option<Range<u64>> {
+        self.range.map(|(start, length)| start..start.saturating_add(length))
+    }
+}
+
 /// Groups that are decoded together.
 #[derive(Default)]
 struct Batch {
     groups: Vec<Group>,
+    /// Those of objects that are one file each.
+    whole: Vec<Group>,
     bytes: u64,
     entries: usize,
 }
@@ -78,16 +92,15 @@ struct Batch {
 impl Batch {
     /// The last group, if an entry that lies in these bytes may still join it.
     fn same_place(&mut self, object: &str, range: Option<(u64, u64)>) -> Option<&mut Group> {
-        let has_room = range.is_some() && self.entries < BATCH_ENTRIES;
-        self.groups
-            .last_mut()
-            .filter(|group| has_room && group.range == range && group.object == object)
+        let has_room = self.entries < BATCH_ENTRIES;
+        let groups = if range.is_some() { &mut self.groups } else { &mut self.whole };
+        groups.last_mut().filter(|group| has_room && group.range == range && group.object == object)
     }
 
     /// The one file that is read of an encrypted object needs no copy of that.
     fn stream_last(&mut self, sealed: Option<&(String, u64)>) {
         let Some((object, 1)) = sealed else { return };
-        let is_it = |group: &&mut Group| group.range.is_some() && group.object == *object;
+        let is_it = |group: &&mut Group| group.object == *object;
         if let Some(group) = self.groups.iter_mut().find(is_it) {
             group.is_streamed = group.entries.len() == 1;
         }
@@ -96,13 +109,14 @@ impl Batch {
     fn is_full(&self) -> bool {
         self.bytes >= BATCH_BYTES
             || self.groups.len() >= BATCH_GROUPS
+            || self.whole.len() >= BATCH_WHOLE
             || self.entries >= BATCH_ENTRIES
     }
 
     fn push(&mut self, group: Group) {
         self.bytes += group.range.map_or(0, |(_, length)| length.min(STREAMED_LENGTH));
         self.entries += group.entries.len();
-        self.groups.push(group);
+        if group.range.is_some() { self.groups.push(group) } else { self.whole.push(group) }
     }
 }
 
@@ -154,7 +168,7 @@ impl Plan {
                 if !is_same {
                     batch.stream_last(sealed.as_ref());
                 }
-                read_batch(objects, std::mem::take(&mut batch).groups, receive)?;
+                read_batch(objects, std::mem::take(&mut batch), receive)?;
             }
             if is_sealed {
                 let groups = sealed.filter(|_| is_same).map_or(0, |(_, groups)| groups);
@@ -163,7 +177,7 @@ impl Plan {
             batch.push(Group { object, range, is_streamed: false, entries: vec![entry] });
         }
         batch.stream_last(sealed.as_ref());
-        read_batch(objects, batch.groups, receive)
+        read_batch(objects, batch, receive)
     }
 }
 
@@ -180,31 +194,29 @@ fn parse(record: &[u8]) -> anyhow::Result<Record> {
     Ok((object, range, number(3)))
 }
 
-fn read_batch<R: Receive>(
-    objects: &Objects<'_>,
-    batch: Vec<Group>,
-    receive: &R,
-) -> anyhow::Result<()> {
-    batch.into_par_iter().try_for_each(|group| {
+fn read_batch<R: Receive>(objects: &Objects<'_>, batch: Batch, receive: &R) -> anyhow::Result<()> {
+    let read = |group: Group| {
         bk_manifest::signal::check()?;
         read_group(objects, &group, receive)
-    })
+    };
+    batch.groups.into_par_iter().try_for_each(read)?;
+    // They mostly wait: for the destination, or for where they go to.
+    let at_once = objects.at_once().max(rayon::current_num_threads());
+    parallel::try_map(at_once, batch.whole, read)?;
+    Ok(())
 }
 
 fn read_group<R: Receive>(objects: &Objects<'_>, group: &Group, receive: &R) -> anyhow::Result<()> {
     // Copies of one large file lie in the same bytes too, and may decode to far more than these.
     let decoded = group.entries.iter().map(decoded_end).max().unwrap_or(0);
-    match group.range {
-        Some((start, length)) if group.entries.len() > 1 && decoded <= SHARED_LIMIT => {
-            read_shared(objects, group, start..start.saturating_add(length), decoded, receive)
-        }
-        _ => group.entries.iter().try_for_each(|entry| {
-            match open(objects, group, entry.at.as_ref())? {
-                Ok(mut content) => deliver(entry, &mut content, receive),
-                Err(error) => deliver(entry, &mut Broken(format!("{error:#}")), receive),
-            }
-        }),
+    let limit = if group.range.is_some() { SHARED_LIMIT } else { SHARED_WHOLE_LIMIT };
+    if group.entries.len() > 1 && decoded <= limit {
+        return read_shared(objects, group, decoded, receive);
     }
+    group.entries.iter().try_for_each(|entry| match open(objects, group, entry)? {
+        Ok(mut content) => deliver(entry, &mut content, receive),
+        Err(error) => deliver(entry, &mut Broken(format!("{error:#}")), receive),
+    })
 }
 
 /// Where an entry's content ends in what its frames decode to.
@@ -213,23 +225,33 @@ fn decoded_end(entry: &Entry) -> u64 {
     skip.saturating_add(entry.size.unwrap_or(0))
 }
 
-/// Small files that share their frames: read and decoded once.
+/// Small files that share their frames, or one object: read and decoded once.
 ///
 /// What was decoded before damage is used: each file's checksum says whether it is whole.
 fn read_shared<R: Receive>(
     objects: &Objects<'_>,
     group: &Group,
-    range: Range<u64>,
     length: u64,
     receive: &R,
 ) -> anyhow::Result<()> {
+    let Some(first) = group.entries.first() else { return Ok(()) };
     let mut decoded = Vec::new();
-    let stored = objects.read(&group.object, Some(range), group.is_streamed)?;
-    let decode = || -> anyhow::Result<()> {
-        zstd::stream::read::Decoder::new(stored?)?.take(length).read_to_end(&mut decoded)?;
-        Ok(())
+    let stored = objects.read(&group.object, first, group.bytes(), group.is_streamed)?;
+    let decode = || -> anyhow::Result<io::Result<usize>> {
+        let stored = stored?;
+        Ok(match group.range {
+            Some(_) => {
+                zstd::stream::read::Decoder::new(stored)?.take(length).read_to_end(&mut decoded)
+            }
+            // It must end with the file.
+            None => stored.take(length.saturating_add(1)).read_to_end(&mut decoded),
+        })
     };
-    let fault = decode().err().map(|error| format!("{error:#}"));
+    let fault = match decode() {
+        Err(error) => Some(format!("{error:#}")),
+        Ok(Err(error)) => Some(decrypt::damage(error)?.to_string()),
+        Ok(Ok(_)) => None,
+    };
     for entry in &group.entries {
         let skip = entry.at.as_ref().and_then(|at| at.skip).unwrap_or(0);
         let skip = usize::try_from(skip).unwrap_or(usize::MAX);
@@ -252,18 +274,12 @@ impl Read for Broken {
 }
 
 /// Opens the content of one entry at its first byte; it may go on behind the content's end.
-fn open<'a>(
-    objects: &'a Objects<'_>,
-    group: &Group,
-    at: Option<&At>,
-) -> anyhow::Result<Opened<'a>> {
-    let range = at.and_then(|at| Some((at.offset?, at.length?)));
-    let bytes = range.map(|(start, length)| start..start.saturating_add(length));
-    let stored = match objects.read(&group.object, bytes, group.is_streamed)? {
-        Ok(stored) if range.is_some() => stored,
+fn open<'a>(objects: &'a Objects<'_>, group: &Group, entry: &Entry) -> anyhow::Result<Opened<'a>> {
+    let stored = match objects.read(&group.object, entry, group.bytes(), group.is_streamed)? {
+        Ok(stored) if group.range.is_some() => stored,
         other => return Ok(other),
     };
-    let skip = at.and_then(|at| at.skip).unwrap_or(0);
+    let skip = entry.at.as_ref().and_then(|at| at.skip).unwrap_or(0);
     let mut content = match zstd::stream::read::Decoder::new(stored) {
         Ok(content) => content,
         Err(error) => return Ok(Err(error).context("cannot decode")),

@@ -1,6 +1,6 @@
 //! Looks at objects: are they there, and are their bytes what they were.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::io::{self, Read};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,8 @@ use bk_manifest::manifest::ObjectRecord;
 use bk_manifest::progress::Progress;
 use bk_manifest::stream::{Error as FormatError, Reader};
 use bk_push::destination::{Destination, Error, ErrorKind, ObjectInfo};
-use bk_push::mark;
+use bk_push::mark::{self, PlacedMark};
+use bk_push::plain::{Listed, StoredSum};
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use crate::problem::{Fault, Findings, NAME_LIMIT, Problem};
@@ -26,29 +27,30 @@ pub struct Target {
     pub is_read: bool,
 }
 
-/// Looks whether every object is there with its size; one listing for each folder.
+/// Lists folders; one that lies in another of them is not listed again.
 ///
 /// # Errors
-/// Those of the listings.
-pub fn present(
-    destination: &dyn Destination,
-    folders: &BTreeSet<&str>,
-    targets: &[Target],
-    findings: &mut Findings,
-) -> anyhow::Result<()> {
-    let mut sizes: HashMap<&str, Option<u64>> =
-        targets.iter().map(|target| (target.name.as_str(), None)).collect();
+/// Those of the listings and of the temporary files.
+pub fn list(destination: &dyn Destination, folders: &BTreeSet<&str>) -> anyhow::Result<Listed> {
+    let mut listed = Listed::default();
     for folder in folders {
-        for object in destination.list(folder)? {
-            bk_manifest::signal::check()?;
-            let object = object?;
-            if let Some(size) = sizes.get_mut(object.name.as_str()) {
-                *size = Some(object.size);
-            }
+        let is_above = |above: &str| {
+            above.is_empty() || folder.strip_prefix(above).is_some_and(|rest| rest.starts_with('/'))
+        };
+        if !folders.iter().any(|other| other != folder && is_above(other)) {
+            listed.add(destination, folder)?;
         }
     }
+    Ok(listed)
+}
+
+/// Looks whether every object is there with its size.
+///
+/// # Errors
+/// Those of the temporary files.
+pub fn present(listed: &Listed, targets: &[Target], findings: &mut Findings) -> anyhow::Result<()> {
     for target in targets {
-        match sizes.get(target.name.as_str()).copied().flatten() {
+        match listed.size(&target.name)? {
             None => findings.add(Problem::of_object(Fault::Missing, &target.name, "is missing")),
             Some(size) if size != target.record.size => findings.add(Problem::of_object(
                 Fault::Size,
@@ -68,31 +70,59 @@ pub fn present(
 pub fn accessible(destination: &dyn Destination, targets: &[Target]) -> anyhow::Result<()> {
     for target in targets {
         bk_manifest::signal::check()?;
-        match destination.read(&target.name, Some(0..1)) {
-            Err(error) if error.kind == ErrorKind::Denied => return Err(error.into()),
-            _ => {}
-        }
+        is_accessible(destination, &target.name)?;
     }
     Ok(())
 }
 
-/// Warns of objects that a prune has announced to remove.
-pub fn warn_of_marks(destination: &dyn Destination, names: &[&str], progress: &dyn Progress) {
-    let marks = match mark::read_all(destination) {
-        Ok(marks) => marks,
-        Err(error) => {
-            progress.warn(&format!("cannot read the marks of prune: {error:#}"));
-            return;
-        }
-    };
-    let marked = mark::marked_names(&marks);
-    let mut hits = names.iter().filter(|name| marked.contains(*name));
-    for name in hits.by_ref().take(NAME_LIMIT) {
-        progress.warn(&format!("'{name}' is marked for removal by a prune"));
+/// Tries that an object may be read at all.
+///
+/// # Errors
+/// Denied access.
+pub fn is_accessible(destination: &dyn Destination, name: &str) -> anyhow::Result<()> {
+    match destination.read(name, Some(0..1)) {
+        Err(error) if error.kind == ErrorKind::Denied => Err(error.into()),
+        _ => Ok(()),
     }
-    match hits.count() {
-        0 => {}
-        more => progress.warn(&format!("and {more} more are marked for removal")),
+}
+
+/// What prunes have announced; that it cannot be read is a warning.
+pub fn marks(destination: &dyn Destination, progress: &dyn Progress) -> Vec<PlacedMark> {
+    mark::read_all(destination).unwrap_or_else(|error| {
+        progress.warn(&format!("cannot read the marks of prune: {error:#}"));
+        Vec::new()
+    })
+}
+
+/// Warns of objects that a prune has announced to remove.
+pub struct Marked<'a> {
+    names: BTreeSet<&'a str>,
+    hits: usize,
+    progress: &'a dyn Progress,
+}
+
+impl<'a> Marked<'a> {
+    /// What these marks name.
+    pub fn new(marks: &'a [PlacedMark], progress: &'a dyn Progress) -> Self {
+        Marked { names: mark::marked_names(marks), hits: 0, progress }
+    }
+
+    /// Warns if it is one of them.
+    pub fn look(&mut self, name: &str) {
+        if self.names.contains(name) {
+            self.hits += 1;
+            if self.hits <= NAME_LIMIT {
+                self.progress.warn(&format!("'{name}' is marked for removal by a prune"));
+            }
+        }
+    }
+
+    /// Says how many more there were.
+    pub fn end(self) {
+        match self.hits.saturating_sub(NAME_LIMIT) {
+            0 => {}
+            more => self.progress.warn(&format!("and {more} more are marked for removal")),
+        }
     }
 }
 
@@ -160,9 +190,10 @@ pub fn stored(
     let problems = Mutex::new(Vec::new());
     progress.begin("reading objects", Some(total));
     due.par_iter().try_for_each(|target| {
-        let problem = read_one(destination, target, &bytes, progress)?;
-        if let (Some(problem), Ok(mut problems)) = (problem, problems.lock()) {
-            problems.push(problem);
+        let stored = StoredSum { checksum: target.record.checksum, size: target.record.size };
+        let fault = read_one(destination, &target.name, stored, &bytes, progress)?;
+        if let (Some((fault, detail)), Ok(mut problems)) = (fault, problems.lock()) {
+            problems.push(Problem::of_object(fault, &target.name, detail));
         }
         anyhow::Ok(())
     })?;
@@ -175,39 +206,44 @@ pub fn stored(
     Ok((due.len() as u64, bytes.into_inner()))
 }
 
-fn read_one(
+/// Reads an object and compares its bytes with what was stored; what is wrong with it.
+///
+/// # Errors
+/// Denied access, a passing fault, being stopped.
+pub fn read_one(
     destination: &dyn Destination,
-    target: &Target,
+    name: &str,
+    stored: StoredSum,
     bytes: &AtomicU64,
     progress: &dyn Progress,
-) -> anyhow::Result<Option<Problem>> {
-    let problem = |fault, detail: String| Ok(Some(Problem::of_object(fault, &target.name, detail)));
+) -> anyhow::Result<Option<(Fault, String)>> {
+    let problem = |fault, detail: String| Ok(Some((fault, detail)));
     let failed = |error: Error| match error.kind {
         ErrorKind::NotFound => problem(Fault::Missing, "is missing".into()),
         ErrorKind::Denied | ErrorKind::Transient => Err(error.into()),
         _ => problem(Fault::Unreadable, format!("cannot be read: {}", error.source)),
     };
-    let read = match destination.checksum(&target.name) {
+    let read = match destination.checksum(name) {
         Err(error) => return failed(error),
         Ok(Some(checksum)) => {
             // The size was compared when the object was found.
-            bytes.fetch_add(target.record.size, Ordering::Relaxed);
-            progress.advance(target.record.size, 0);
-            Ok((checksum, target.record.size))
+            bytes.fetch_add(stored.size, Ordering::Relaxed);
+            progress.advance(stored.size, 0);
+            Ok((checksum, stored.size))
         }
-        Ok(None) => match destination.read(&target.name, None) {
+        Ok(None) => match destination.read(name, None) {
             Err(error) => return failed(error),
-            Ok(stored) => Digest::of_reader(Counted { inner: stored, bytes, progress }),
+            Ok(content) => Digest::of_reader(Counted { inner: content, bytes, progress }),
         },
     };
     bk_manifest::signal::check()?;
     progress.advance(0, 1);
     match read {
         Err(error) => problem(Fault::Unreadable, format!("cannot be read: {error}")),
-        Ok((_, size)) if size != target.record.size => {
-            problem(Fault::Size, format!("has {size} bytes instead of {}", target.record.size))
+        Ok((_, size)) if size != stored.size => {
+            problem(Fault::Size, format!("has {size} bytes instead of {}", stored.size))
         }
-        Ok((checksum, _)) if checksum != target.record.checksum => {
+        Ok((checksum, _)) if checksum != stored.checksum => {
             problem(Fault::Checksum, "does not have its checksum".into())
         }
         Ok(_) => Ok(None),

@@ -15,16 +15,18 @@ use bk_manifest::progress::{Progress, human_bytes};
 use bk_manifest::spool::Entries;
 use bk_push::catalog::Folders;
 use bk_push::decrypt::Objects;
+use bk_push::plain::PlainFiles;
 use bk_push::read::{Plan, Receive};
 use tempfile::NamedTempFile;
 
 use crate::dump_folders::DumpFolders;
 use crate::dumps::{DumpName, Dumps, Kinds};
+use crate::plain::Faulty;
 use crate::problem::{Fault, Findings, Names, Problem};
 use crate::room::Room;
 use crate::wanted::Wanted;
 
-/// Damaged entries that are remembered one by one.
+/// Damaged entries, and plain files, that are remembered one by one.
 pub const ENTRY_LIMIT: usize = 10_000;
 
 /// What content is read with.
@@ -33,6 +35,8 @@ pub struct Content<'a> {
     pub objects: &'a Objects<'a>,
     /// Where the manifest's folders are.
     pub folders: &'a Folders,
+    /// Which of the objects are plain files.
+    pub plain: &'a PlainFiles,
     /// What checks dumps.
     pub dumps: &'a dyn Dumps,
     /// What the components are.
@@ -54,6 +58,10 @@ pub struct Outcome {
     pub damaged: Vec<(RelPath, Fault, String)>,
     /// What is wrong in each object.
     objects: BTreeMap<String, Loss>,
+    /// How many of `objects` are plain files.
+    plain: usize,
+    /// More of these, which are not remembered.
+    omitted: BTreeMap<Fault, u64>,
 }
 
 #[derive(Debug)]
@@ -61,10 +69,12 @@ struct Loss {
     fault: Fault,
     detail: String,
     files: Names,
+    is_plain: bool,
 }
 
 impl Content<'_> {
-    /// Reads all wanted entries; those in objects that are missing count as damaged.
+    /// Reads all wanted entries; those in objects that are missing count as damaged, and so do those
+    /// in plain files that are faulty.
     ///
     /// # Errors
     /// Denied access, a full disk under the temporary files, being stopped; damage goes into
@@ -73,6 +83,7 @@ impl Content<'_> {
         &self,
         entries: &Entries,
         wanted: &Wanted<'_>,
+        faulty: &Faulty,
         findings: &mut Findings,
     ) -> anyhow::Result<Outcome> {
         let missing: HashSet<String> = findings
@@ -107,8 +118,14 @@ impl Content<'_> {
                 continue;
             };
             let object = self.folders.object(at.backup.as_deref(), &at.object)?;
-            if missing.contains(&object) {
-                outcome.damage(&entry, object, Fault::Missing, "is missing");
+            if self.plain.at(at).is_some() {
+                // Its files were named when it was looked at.
+                if let Some(fault) = faulty.get(&object)? {
+                    outcome.name(&entry, fault, "is lost with its object");
+                    continue;
+                }
+            } else if missing.contains(&object) {
+                outcome.damage(&entry, (object, false), Fault::Missing, "is missing");
                 continue;
             }
             has_dumps |= self.dump(&entry).is_some();
@@ -139,13 +156,20 @@ impl Content<'_> {
         self.progress.end();
         let mut outcome = judge.outcome.into_inner().unwrap_or_default();
         for (object, loss) in std::mem::take(&mut outcome.objects) {
-            if let Some(known) = findings.of_object(&object) {
+            if loss.is_plain {
+                let mut problem = Problem::of_plain(loss.fault, &object, loss.detail);
+                problem.files = loss.files;
+                findings.add(problem);
+            } else if let Some(known) = findings.of_object(&object) {
                 known.files = loss.files;
             } else {
                 let mut problem = Problem::of_object(loss.fault, object, loss.detail);
                 problem.files = loss.files;
                 findings.add(problem);
             }
+        }
+        for (fault, count) in std::mem::take(&mut outcome.omitted) {
+            findings.omit(fault, count);
         }
         for problem in findings.problems_mut() {
             let is_of_bytes = matches!(problem.fault, Fault::Size | Fault::Checksum);
@@ -169,9 +193,11 @@ impl Content<'_> {
         )
     }
 
-    fn object(&self, entry: &Entry) -> anyhow::Result<String> {
+    /// The object of an entry, and whether it is a plain file.
+    fn object(&self, entry: &Entry) -> anyhow::Result<(String, bool)> {
         let at = entry.at.as_ref().context("an entry without a place")?;
-        self.folders.object(at.backup.as_deref(), &at.object)
+        let name = self.folders.object(at.backup.as_deref(), &at.object)?;
+        Ok((name, self.plain.at(at).is_some()))
     }
 }
 
@@ -182,9 +208,18 @@ impl Outcome {
         }
     }
 
-    fn damage(&mut self, entry: &Entry, object: String, fault: Fault, detail: &str) {
+    fn damage(&mut self, entry: &Entry, object: (String, bool), fault: Fault, detail: &str) {
         self.name(entry, fault, detail);
+        let (object, is_plain) = object;
+        if is_plain && !self.objects.contains_key(&object) {
+            if self.plain == ENTRY_LIMIT {
+                *self.omitted.entry(fault).or_default() += 1;
+                return;
+            }
+            self.plain += 1;
+        }
         let loss = self.objects.entry(object).or_insert_with(|| Loss {
+            is_plain,
             fault,
             detail: match fault {
                 Fault::Missing => detail.to_owned(),

@@ -16,6 +16,7 @@ pub mod junit;
 pub mod level;
 pub mod locate;
 pub mod loss;
+pub mod plain;
 pub mod problem;
 pub mod report;
 mod room;

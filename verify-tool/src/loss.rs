@@ -4,10 +4,12 @@ use std::collections::{HashMap, HashSet};
 
 use bk_manifest::entry::Entry;
 use bk_manifest::progress::Progress;
-use bk_push::catalog::{Catalog, Folders, needed_objects, reread};
+use bk_manifest::stream::Reader;
+use bk_push::catalog::{BackupInfo, Catalog, Folders, needed_objects, reread};
 use bk_push::destination::Destination;
+use bk_push::plain::PlainFiles;
 
-use crate::problem::{Fault, Findings, Problem};
+use crate::problem::{Fault, Findings, Problem, Subject};
 
 /// A pass over the entries of the manifest.
 pub type EntryPass<'a> =
@@ -23,8 +25,12 @@ pub fn name_files(
     has_read_content: bool,
     entries: &mut EntryPass<'_>,
 ) -> anyhow::Result<()> {
-    let is_due = |problem: &Problem| match problem.fault {
-        Fault::Missing | Fault::Size | Fault::Checksum | Fault::Unreadable => !has_read_content,
+    let is_due = |problem: &Problem| match (problem.fault, &problem.subject) {
+        // Those of plain files were named when these were looked at.
+        (_, Subject::Plain(_)) => false,
+        (Fault::Missing | Fault::Size | Fault::Checksum | Fault::Unreadable, _) => {
+            !has_read_content
+        }
         _ => false,
     };
     let problems = findings.problems_mut();
@@ -62,22 +68,24 @@ pub fn name_backups(
     if damaged.is_empty() {
         return Ok(());
     }
+    let is_plain = |problem: &&Problem| matches!(problem.subject, Subject::Plain(_));
+    let plain: HashSet<String> = findings
+        .problems()
+        .iter()
+        .filter(is_plain)
+        .filter_map(|problem| problem.object().map(str::to_owned))
+        .collect();
     let catalog = Catalog::read(destination)?;
     let mut unreadable: Vec<String> =
         catalog.unreadable.iter().map(|(object, _)| object.name.clone()).collect();
     for backup in catalog.backups.iter().filter(|backup| backup.id != own_id) {
         bk_manifest::signal::check()?;
-        let needed = reread(destination, backup)
-            .and_then(|(header, trailer)| needed_objects(&header, &trailer, backup.folder()));
-        let Ok(needed) = needed else {
+        let shared = shared(destination, backup, &damaged, &plain);
+        bk_manifest::signal::check()?;
+        let Ok(shared) = shared else {
             unreadable.push(backup.manifest.name.clone());
             continue;
         };
-        let shared: HashSet<&str> = needed
-            .iter()
-            .map(|object| object.name.as_str())
-            .filter(|name| damaged.contains(*name))
-            .collect();
         for problem in findings.problems_mut() {
             if problem.object().is_some_and(|name| shared.contains(name)) {
                 problem.shared_with.push(backup.id.clone());
@@ -88,4 +96,35 @@ pub fn name_backups(
         progress.warn(&format!("'{name}' cannot be read: whether it shares damage is not known"));
     }
     Ok(())
+}
+
+/// What a backup needs of damaged objects; of the plain ones among them its entries tell.
+fn shared<'d>(
+    destination: &dyn Destination,
+    backup: &BackupInfo,
+    damaged: &'d HashSet<String>,
+    plain: &'d HashSet<String>,
+) -> anyhow::Result<HashSet<&'d str>> {
+    let (header, trailer) = reread(destination, backup)?;
+    let needed = needed_objects(&header, &trailer, backup.folder())?;
+    let mut shared: HashSet<&str> =
+        needed.iter().filter_map(|object| damaged.get(&object.name)).map(String::as_str).collect();
+    let files = PlainFiles::new(&header, &trailer, backup.folder())?;
+    let folders = files.folders().collect::<anyhow::Result<Vec<String>>>()?;
+    let is_in = |name: &String, folder: &String| {
+        name.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
+    };
+    if !plain.iter().any(|name| folders.iter().any(|folder| is_in(name, folder))) {
+        return Ok(shared);
+    }
+    let mut reader = Reader::new(destination.read(&backup.manifest.name, None)?)?;
+    while let Some(entry) = reader.next_entry()? {
+        bk_manifest::signal::check()?;
+        if let Some(object) = files.object(&entry)?
+            && let Some(name) = plain.get(&object.name)
+        {
+            shared.insert(name);
+        }
+    }
+    Ok(shared)
 }

@@ -78,6 +78,8 @@ impl Fault {
 pub enum Subject {
     /// An object, by its name at the destination.
     Object(String),
+    /// The same, of one of the many that are one file each.
+    Plain(String),
     /// A path of the manifest.
     Path(RelPath),
 }
@@ -132,6 +134,11 @@ impl Problem {
         Problem::new(fault, Subject::Object(name.into()), detail)
     }
 
+    /// A problem of an object that is one file.
+    pub fn of_plain(fault: Fault, name: &str, detail: impl Into<String>) -> Self {
+        Problem::new(fault, Subject::Plain(name.to_owned()), detail)
+    }
+
     /// A problem of a path.
     pub fn of_path(fault: Fault, path: &RelPath, detail: impl Into<String>) -> Self {
         Problem::new(fault, Subject::Path(path.clone()), detail)
@@ -140,37 +147,49 @@ impl Problem {
     /// The object's name, if it is about one.
     pub fn object(&self) -> Option<&str> {
         match &self.subject {
-            Subject::Object(name) => Some(name),
+            Subject::Object(name) | Subject::Plain(name) => Some(name),
             Subject::Path(_) => None,
         }
     }
+
+    /// Whether it is about something of which there may be millions.
+    fn is_of_many(&self) -> bool {
+        !matches!(self.subject, Subject::Object(_))
+    }
 }
 
-/// All that is wrong, bounded: as many problems of objects as there are objects, and the first
-/// thousands of those of paths.
+/// All that is wrong, bounded: as many problems of objects as `objects` names, and the first
+/// thousands of those of paths and of plain files.
 #[derive(Debug, Default)]
 pub struct Findings {
     problems: Vec<Problem>,
     counts: BTreeMap<Fault, u64>,
-    /// Those of paths, kept or not.
-    path_counts: BTreeMap<Fault, u64>,
-    kept_paths: usize,
+    /// Those of paths and of plain files, kept or not.
+    many_counts: BTreeMap<Fault, u64>,
+    kept_of_many: usize,
     omitted: u64,
 }
 
 impl Findings {
     /// Takes a problem.
     pub fn add(&mut self, problem: Problem) {
-        *self.counts.entry(problem.fault).or_default() += 1;
-        if problem.object().is_none() {
-            *self.path_counts.entry(problem.fault).or_default() += 1;
-            if self.kept_paths == PATH_LIMIT {
-                self.omitted += 1;
+        if problem.is_of_many() {
+            if self.kept_of_many == PATH_LIMIT {
+                self.omit(problem.fault, 1);
                 return;
             }
-            self.kept_paths += 1;
+            *self.many_counts.entry(problem.fault).or_default() += 1;
+            self.kept_of_many += 1;
         }
+        *self.counts.entry(problem.fault).or_default() += 1;
         self.problems.push(problem);
+    }
+
+    /// Counts problems of paths or of plain files that are not kept.
+    pub fn omit(&mut self, fault: Fault, count: u64) {
+        *self.counts.entry(fault).or_default() += count;
+        *self.many_counts.entry(fault).or_default() += count;
+        self.omitted += count;
     }
 
     /// The problems that were kept.
@@ -212,21 +231,22 @@ impl Findings {
             .unwrap_or(Exit::Done)
     }
 
-    /// Says every problem in a line; of those of paths the first of each kind.
+    /// Says every problem in a line; of those of paths and of plain files the first of each kind.
     pub fn tell(&self, progress: &dyn Progress) {
         let mut told: BTreeMap<Fault, u64> = BTreeMap::new();
         for problem in &self.problems {
+            if problem.is_of_many() {
+                let told = told.entry(problem.fault).or_default();
+                if *told == NAME_LIMIT as u64 {
+                    continue;
+                }
+                *told += 1;
+            }
             match &problem.subject {
-                Subject::Object(name) => {
+                Subject::Object(name) | Subject::Plain(name) => {
                     progress.warn(&format!("object '{name}' {}", problem.detail));
                 }
-                Subject::Path(path) => {
-                    let told = told.entry(problem.fault).or_default();
-                    if *told < NAME_LIMIT as u64 {
-                        *told += 1;
-                        progress.warn(&format!("'{path}' {}", problem.detail));
-                    }
-                }
+                Subject::Path(path) => progress.warn(&format!("'{path}' {}", problem.detail)),
             }
             for path in &problem.files.first {
                 progress.warn(&format!("  affected: '{path}'"));
@@ -239,7 +259,7 @@ impl Findings {
                 progress.warn(&format!("  also needed by: {backups}"));
             }
         }
-        for (fault, count) in &self.path_counts {
+        for (fault, count) in &self.many_counts {
             let more = count - told.get(fault).copied().unwrap_or_default().min(*count);
             if more > 0 {
                 progress.warn(&format!("and {more} more: {}", fault.word()));
@@ -274,11 +294,21 @@ mod tests {
         let path = RelPath::new("a").unwrap();
         let mut findings = Findings::default();
         let mut names = Names::default();
-        for _ in 0..PATH_LIMIT + 5 {
-            findings.add(Problem::of_path(Fault::Missing, &path, ""));
+        for number in 0..PATH_LIMIT + 5 {
+            findings.add(match number % 2 {
+                0 => Problem::of_path(Fault::Missing, &path, ""),
+                _ => Problem::of_plain(Fault::Missing, "o", ""),
+            });
             names.add(&path);
         }
         assert_eq!((findings.problems().len(), findings.omitted()), (PATH_LIMIT, 5));
+        assert_eq!(
+            findings.counts().collect::<Vec<_>>(),
+            [(Fault::Missing, PATH_LIMIT as u64 + 5)]
+        );
+        // A volume is kept whatever else is lost.
+        findings.add(Problem::of_object(Fault::Missing, "volume", ""));
+        assert_eq!(findings.problems().len(), PATH_LIMIT + 1);
         assert_eq!((names.first.len(), names.more()), (NAME_LIMIT, PATH_LIMIT as u64 + 5 - 20));
     }
 }

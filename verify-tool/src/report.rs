@@ -111,7 +111,7 @@ impl Failed {
 
 impl Case {
     /// One for each object.
-    pub fn of_objects(names: &[&str], findings: &Findings) -> Vec<Case> {
+    pub fn of_objects(names: &[impl AsRef<str>], findings: &Findings) -> Vec<Case> {
         let failed: HashMap<&str, &Problem> = findings
             .problems()
             .iter()
@@ -121,8 +121,8 @@ impl Case {
         names
             .iter()
             .map(|name| Case {
-                name: (*name).to_owned(),
-                failure: failed.get(name).map(|problem| Failed::new(problem)),
+                name: name.as_ref().to_owned(),
+                failure: failed.get(name.as_ref()).map(|problem| Failed::new(problem)),
             })
             .collect()
     }
@@ -152,7 +152,7 @@ impl Case {
             .rev()
             .filter_map(|problem| match &problem.subject {
                 Subject::Path(path) => Some((path, problem)),
-                Subject::Object(_) => None,
+                Subject::Object(_) | Subject::Plain(_) => None,
             })
             .collect();
         paths
@@ -189,7 +189,7 @@ impl Case {
             .iter()
             .map(|problem| Case {
                 name: match &problem.subject {
-                    Subject::Object(name) => name.clone(),
+                    Subject::Object(name) | Subject::Plain(name) => name.clone(),
                     Subject::Path(path) => path.to_string(),
                 },
                 failure: Some(Failed::new(problem)),
@@ -303,7 +303,7 @@ fn problem_json(problem: &Problem) -> Value {
     let mut map = Map::new();
     map.insert("kind".into(), problem.fault.word().into());
     match &problem.subject {
-        Subject::Object(name) => {
+        Subject::Object(name) | Subject::Plain(name) => {
             map.insert("object".into(), name.as_str().into());
         }
         Subject::Path(path) => match plain_text(path.as_bytes()) {

@@ -19,7 +19,7 @@ use bk_manifest::stream::{Format, Reader, Writer};
 use bk_manifest::time::Time;
 use bk_push::place;
 use bk_push::store::Store;
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 use crate::dumps::{DumpName, Dumps};
@@ -282,6 +282,23 @@ fn put(store: &Store, name: &str, bytes: &[u8]) {
     let mut upload = store.destination.put(name, bytes.len() as u64).unwrap();
     upload.write_all(bytes).unwrap();
     upload.commit().unwrap();
+}
+
+/// A backup's entries, the lines of its `objects`, and what lies in its folder.
+pub(crate) type PlainBackup<'a> = (Vec<Entry>, Vec<Value>, &'a [(&'a str, &'a [u8])]);
+
+/// A destination with two backups of plain files.
+pub(crate) fn plain(parent: PlainBackup<'_>, child: PlainBackup<'_>) -> Sample {
+    let (folder, store) = Sample::store();
+    let [parent, child] = [(PARENT, "27", parent), (CHILD, "28", child)].map(
+        |(id, day, (entries, lines, stored))| {
+            let mut made = make(id, day, entries, &[]);
+            made.trailer.set("objects", Value::Array(lines));
+            made.put(&store, stored);
+            made
+        },
+    );
+    Sample { folder, store, parent, child }
 }
 
 impl Sample {

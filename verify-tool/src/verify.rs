@@ -20,14 +20,16 @@ use bk_push::decrypt::{Objects, Sealed};
 use bk_push::destination::Destination;
 use bk_push::identity::Identities;
 use bk_push::locate::{Located, locate};
+use bk_push::plain::PlainFiles;
 use bk_push::store::Store;
 
-use crate::check::{self, Target};
+use crate::check::{self, Marked, Target};
 use crate::content::Content;
 use crate::dumps::{Dumps, Kinds};
 use crate::level::{Level, Scope, Task, tasks};
 use crate::locate::problem;
 use crate::loss;
+use crate::plain::{Looking, PlainTargets};
 use crate::problem::{Fault, Findings};
 use crate::report::{Case, Checked, Report, ReportFile, is_told_by_entry};
 use crate::wanted::{Needs, Wanted};
@@ -76,7 +78,7 @@ pub fn verify(
     let now = (options.clock)();
     let exit = trailer.exit()?;
     check_selection(&options.selection, intake.wanted.selected, &trailer)?;
-    let entries = intake.spool.take().map(Spool::finish).transpose()?;
+    let entries = intake.spool.finish()?;
 
     let total = trailer.total_checksum().context("the document has no total_checksum")?;
     let located = locate(store, &header.run()?, &backup.id, total)?;
@@ -84,11 +86,14 @@ pub fn verify(
     // A copy that stored more than the backup's own objects is proved by reading all of them.
     let is_behind_push =
         trailer.run()?.pushed.is_some_and(|pushed| pushed.id == backup.id && pushed.elsewhere == 0);
+    let plain = PlainFiles::new(&header, &trailer, located.folder())?;
     let subject = Examined {
         destination: &*store.destination,
         located: &located,
         folders: &folders,
-        entries: entries.as_ref(),
+        plain: &plain,
+        entries: &entries,
+        has_all: intake.keeps_all,
         wanted: &intake.wanted,
         kinds: Kinds::new(trailer.components()?),
         total,
@@ -97,7 +102,8 @@ pub fn verify(
     };
     let targets = subject.targets(&header, &trailer, &mut intake.needs)?;
     let mut findings = Findings::default();
-    let (checked, cases) = subject.check(&targets, options, dumps, &mut findings)?;
+    let sealed = subject.sealed(&header, &trailer)?;
+    let (checked, cases) = subject.check(targets, sealed, options, dumps, &mut findings)?;
     subject.name_losses(&backup.id, &mut findings);
 
     let report = Report {
@@ -175,30 +181,32 @@ struct Intake<'a> {
     wanted: Wanted<'a>,
     /// What all of them refer to; filled later where only some are wanted.
     needs: Needs,
-    /// All of them, where they will be looked at again.
-    spool: Option<Spool>,
+    /// All of them, where they will be looked at again; else those whose object is one file.
+    spool: Spool,
+    keeps_all: bool,
     is_all: bool,
 }
 
 impl<'a> Intake<'a> {
     fn new(options: &'a Options) -> anyhow::Result<Self> {
         let is_all = options.selection.is_all();
-        let keeps = !is_all || options.level == Some(Level::Content);
         Ok(Intake {
             wanted: Wanted::new(&options.selection),
             needs: Needs::default(),
-            spool: if keeps { Some(Spool::new()?) } else { None },
+            spool: Spool::new()?,
+            keeps_all: !is_all || options.level == Some(Level::Content),
             is_all,
         })
     }
 
     fn take(&mut self, entry: &Entry) -> anyhow::Result<()> {
         self.wanted.pass(entry)?;
-        if self.is_all {
+        let is_clear = Needs::is_clear(entry);
+        if self.is_all && is_clear {
             self.needs.add(entry);
         }
-        if let Some(spool) = &mut self.spool {
-            spool.push(entry)?;
+        if self.keeps_all || !is_clear {
+            self.spool.push(entry)?;
         }
         Ok(())
     }
@@ -209,7 +217,10 @@ struct Examined<'a> {
     destination: &'a dyn Destination,
     located: &'a Located,
     folders: &'a Folders,
-    entries: Option<&'a Entries>,
+    plain: &'a PlainFiles,
+    entries: &'a Entries,
+    /// Whether `entries` are all, and not only those whose object is one file.
+    has_all: bool,
     wanted: &'a Wanted<'a>,
     kinds: Kinds,
     total: Digest,
@@ -217,7 +228,13 @@ struct Examined<'a> {
     progress: &'a dyn Progress,
 }
 
-impl Examined<'_> {
+/// The objects to look at.
+struct Targets<'a> {
+    named: Vec<Target>,
+    plain: PlainTargets<'a>,
+}
+
+impl<'a> Examined<'a> {
     fn level(&self) -> Level {
         self.tasks.iter().map(|task| task.level).max().unwrap_or(Level::Present)
     }
@@ -232,12 +249,20 @@ impl Examined<'_> {
         header: &Header,
         trailer: &Trailer,
         needs: &mut Needs,
-    ) -> anyhow::Result<Vec<Target>> {
-        if self.is_selected() {
-            self.each_wanted(&mut |entry| {
-                needs.add(entry);
-                Ok(())
-            })?;
+    ) -> anyhow::Result<Targets<'a>> {
+        let mut plain = PlainTargets::new(self.plain);
+        for place in self.entries.places() {
+            bk_manifest::signal::check()?;
+            let (place, entry) = place?;
+            let is_plain = entry.at.as_ref().is_some_and(|at| self.plain.at(at).is_some());
+            if !self.wanted.has(&entry)? {
+                continue;
+            }
+            if is_plain {
+                plain.take(&entry, place, self.folders)?;
+            } else if self.is_selected() || !Needs::is_clear(&entry) {
+                needs.add(&entry);
+            }
         }
         let needed = needed_objects(header, trailer, self.located.folder())?;
         let listed: HashSet<_> = needed
@@ -248,16 +273,31 @@ impl Examined<'_> {
         let is_due = |record: &bk_manifest::manifest::ObjectRecord| {
             !self.is_selected() || needs.has(record.backup.as_ref(), &record.object)
         };
-        let reads = |is_own| self.tasks.iter().any(|task| task.reads(is_own));
-        Ok(needed
+        let named = needed
             .into_iter()
             .filter(|object| is_due(&object.record))
             .map(|object| Target {
-                is_read: reads(object.record.backup.is_none()),
+                is_read: self.reads(object.record.backup.is_none()),
                 name: object.name,
                 record: object.record,
             })
-            .collect())
+            .collect();
+        Ok(Targets { named, plain })
+    }
+
+    /// Whether the bytes of an object are to be read as a whole.
+    fn reads(&self, is_own: bool) -> bool {
+        self.tasks.iter().any(|task| task.reads(is_own))
+    }
+
+    /// The encrypted objects, where content is to be read.
+    fn sealed(&self, header: &Header, trailer: &Trailer) -> anyhow::Result<Option<Sealed>> {
+        if self.level() < Level::Content {
+            return Ok(None);
+        }
+        let mut sealed = Sealed::new(header, trailer, self.located.folder())?;
+        self.each_wanted(&mut |entry| sealed.want(entry))?;
+        Ok(Some(sealed))
     }
 
     /// Hands every wanted entry to `sink`; reads the stored manifest where none were kept.
@@ -269,8 +309,8 @@ impl Examined<'_> {
             bk_manifest::signal::check()?;
             if self.wanted.has(entry)? { sink(entry) } else { Ok(()) }
         };
-        if let Some(entries) = self.entries {
-            return entries.iter().try_for_each(|entry| one(&entry?));
+        if self.has_all {
+            return self.entries.iter().try_for_each(|entry| one(&entry?));
         }
         let stored = self.destination.read(&self.located.manifest().name, None)?;
         let mut reader = Reader::new(stored)?;
@@ -282,7 +322,8 @@ impl Examined<'_> {
 
     fn check(
         &self,
-        targets: &[Target],
+        targets: Targets<'_>,
+        sealed: Option<Sealed>,
         options: &Options,
         dumps: &dyn Dumps,
         findings: &mut Findings,
@@ -292,25 +333,44 @@ impl Examined<'_> {
         } else if self.level() >= Level::Stored && !self.is_selected() {
             check::manifest(self.destination, self.located.manifest(), self.total, findings)?;
         }
+        let Targets { named: targets, plain } = targets;
         let used: BTreeSet<&str> = targets
             .iter()
             .filter_map(|target| self.folders.folder(target.record.backup.as_deref()))
+            .chain(plain.folders())
             .collect();
-        check::present(self.destination, &used, targets, findings)?;
-        let mut names: Vec<&str> = targets.iter().map(|target| target.name.as_str()).collect();
-        names.push(&self.located.manifest().name);
-        check::warn_of_marks(self.destination, &names, self.progress);
-        let (read, mut bytes) = check::stored(self.destination, targets, findings, self.progress)?;
-        let mut checked = Checked { objects: targets.len() as u64, read, ..Checked::default() };
+        let listed = check::list(self.destination, &used)?;
+        check::present(&listed, &targets, findings)?;
+        let mut names: Vec<String> = targets.iter().map(|target| target.name.clone()).collect();
+        names.push(self.located.manifest().name.clone());
+        let marks = check::marks(self.destination, self.progress);
+        let mut marked = Marked::new(&marks, self.progress);
+        for name in &names {
+            marked.look(name);
+        }
+        let (read, bytes) = check::stored(self.destination, &targets, findings, self.progress)?;
+        let looking = Looking {
+            destination: self.destination,
+            listed: &listed,
+            entries: self.entries,
+            reads: &|is_own| self.reads(is_own),
+            reads_content: self.level() == Level::Content,
+            progress: self.progress,
+        };
+        let looked = plain.check(&looking, &mut marked, findings)?;
+        marked.end();
+        let mut checked = Checked {
+            objects: targets.len() as u64 + looked.objects,
+            read: read + looked.read,
+            bytes: bytes + looked.bytes,
+            entries: 0,
+        };
         let mut cases = None;
-        if self.level() == Level::Content
-            && let Some(entries) = self.entries
-        {
-            check::accessible(self.destination, targets)?;
-            let needed = targets.iter().map(|target| (target.name.as_str(), &target.record));
+        if let Some(sealed) = sealed {
+            check::accessible(self.destination, &targets)?;
             let objects = Objects::open(
                 self.destination,
-                Sealed::of(needed)?,
+                sealed,
                 &options.identities,
                 &options.temporary,
                 self.progress,
@@ -318,14 +378,15 @@ impl Examined<'_> {
             let content = Content {
                 objects: &objects,
                 folders: self.folders,
+                plain: self.plain,
                 dumps,
                 kinds: &self.kinds,
                 temporary: &options.temporary,
                 progress: self.progress,
             };
-            let outcome = content.read(entries, self.wanted, findings)?;
+            let outcome = content.read(self.entries, self.wanted, &looked.faulty, findings)?;
             checked.entries = outcome.entries;
-            bytes += outcome.bytes;
+            checked.bytes += outcome.bytes;
             if self.is_selected() && is_told_by_entry(self.wanted.selected) {
                 let mut paths = Vec::new();
                 self.each_wanted(&mut |entry| {
@@ -335,7 +396,7 @@ impl Examined<'_> {
                 cases = Some(Case::of_paths(&paths, &outcome.damaged));
             }
         }
-        checked.bytes = bytes;
+        names.extend(looked.into_names());
         let mut cases = cases.unwrap_or_else(|| Case::of_objects(&names, findings));
         Case::add_untold(&mut cases, findings);
         Ok((checked, cases))

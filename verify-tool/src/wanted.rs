@@ -86,6 +86,12 @@ impl Needs {
         }
     }
 
+    /// Whether what an entry refers to is known at once: whether an object that is one file is among
+    /// those that `objects` names, only that can tell.
+    pub fn is_clear(entry: &Entry) -> bool {
+        entry.at.as_ref().is_none_or(|at| at.offset.is_some())
+    }
+
     /// Whether an entry lies in this object.
     pub fn has(&self, backup: Option<&String>, object: &str) -> bool {
         self.objects.contains(&(backup.cloned(), object.to_owned()))

@@ -1,7 +1,6 @@
 //! Puts a bucket's objects back into a bucket. What is there and is the same is left; nothing is
 //! replaced by content that has not been checked.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Context;
@@ -18,7 +17,7 @@ use super::objects::Objects;
 use super::putting::Putting;
 use super::strangers::Strangers;
 use super::{Bucket, KIND, etag};
-use crate::catalog::{Folders, needed_objects};
+use crate::catalog::Folders;
 use crate::decrypt::{self, Sealed};
 use crate::fetch::find;
 use crate::identity::Identities;
@@ -102,16 +101,13 @@ pub fn mirror(
             .hint("to put back what is missing or differs, which is overwritten: --into")
             .into());
     }
-    let needed = needed_objects(&document.header, &document.trailer, &folder)?;
-    let mut sealed =
-        Sealed::of(needed.iter().map(|object| (object.name.as_str(), &object.record)))?;
-    let mut work = Work::new(&folders, !sealed.is_empty())?;
+    let sealed = Sealed::new(&document.header, &document.trailer, &folder)?;
+    let mut work = Work::new(&folders, sealed)?;
     work.compare(document, objects, &selection)?;
     if work.selected == 0 && !options.paths.is_empty() {
         return Err(fail(Exit::NotFound, "no path of the bucket matches"));
     }
-    let Work { plan, wanted, markers, strangers, counts, .. } = work;
-    sealed.retain(&wanted);
+    let Work { plan, sealed, markers, strangers, counts, .. } = work;
     let (destination, identities) = (&*store.destination, options.identities);
     let stored =
         decrypt::Objects::open(destination, sealed, identities, options.temporary, progress)?;
@@ -157,9 +153,8 @@ pub fn mirror(
 struct Work<'a> {
     folders: &'a Folders,
     plan: Plan,
-    /// The objects that hold what is to be put back; gathered only where some are encrypted.
-    wanted: BTreeSet<String>,
-    has_sealed: bool,
+    /// What of the encrypted objects holds what is to be put back.
+    sealed: Sealed,
     /// Folders that stand for themselves.
     markers: Spool,
     /// What only the bucket has.
@@ -179,12 +174,11 @@ struct Counts {
 }
 
 impl<'a> Work<'a> {
-    fn new(folders: &'a Folders, has_sealed: bool) -> anyhow::Result<Self> {
+    fn new(folders: &'a Folders, sealed: Sealed) -> anyhow::Result<Self> {
         Ok(Work {
             folders,
             plan: Plan::default(),
-            wanted: BTreeSet::new(),
-            has_sealed,
+            sealed,
             markers: Spool::new()?,
             strangers: Spool::new()?,
             selected: 0,
@@ -244,9 +238,7 @@ impl<'a> Work<'a> {
         self.counts.bytes = self.counts.bytes.saturating_add(entry.size.unwrap_or(0));
         self.counts.replaced += u64::from(there.is_some_and(Entry::is_file));
         let at = entry.at.as_ref().with_context(|| format!("'{}' is not stored", entry.path))?;
-        if self.has_sealed {
-            self.wanted.insert(self.folders.object(at.backup.as_deref(), &at.object)?);
-        }
+        self.sealed.want(entry)?;
         self.plan.push(self.folders, at, place)
     }
 }
