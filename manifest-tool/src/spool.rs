@@ -91,7 +91,7 @@ impl Entries {
 
     /// All of them with the place that [`Entries::at`] finds them by.
     pub fn places(&self) -> impl Iterator<Item = anyhow::Result<(u64, Entry)>> + '_ {
-        let mut lines = BufReader::with_capacity(1 << 17, ReadFrom { file: &self.file, next: 0 });
+        let mut lines = BufReader::with_capacity(1 << 17, ReadFrom::new(&self.file));
         let (mut line, mut next) = (Vec::new(), 0);
         std::iter::from_fn(move || {
             line.clear();
@@ -118,9 +118,16 @@ impl Entries {
 }
 
 /// A file read from a place of its own, so that several readers do not disturb each other.
-struct ReadFrom<'a> {
+pub struct ReadFrom<'a> {
     file: &'a File,
     next: u64,
+}
+
+impl<'a> ReadFrom<'a> {
+    /// Reads a file from its begin.
+    pub fn new(file: &'a File) -> Self {
+        ReadFrom { file, next: 0 }
+    }
 }
 
 impl Read for ReadFrom<'_> {

@@ -245,7 +245,8 @@ fn check_series(args: &Args, series: &str) -> anyhow::Result<()> {
 /// What later steps are told.
 fn pruned(outcome: &Outcome) -> serde_json::Value {
     json!({
-        "freed": outcome.freed,
+        "freed": outcome.freed.bytes,
+        "freed_objects": outcome.freed.objects,
         "kept": outcome.kept,
         "marked": outcome.marked,
         "removed": outcome.removed,

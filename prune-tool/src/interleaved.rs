@@ -39,6 +39,8 @@ use crate::testing::{GRACE, Memory, Random, options, seeds};
 use crate::turns::{Turn, Turns};
 use crate::undelete::undelete;
 
+/// The component that the files are of; some backups have them as plain files.
+const COMPONENT: &str = "minio";
 /// Contents that files may have: so few that some come again.
 const CONTENTS: u64 = 30;
 /// Runs at once.
@@ -208,21 +210,22 @@ impl Round<'_, '_> {
     fn begin_push(&mut self, turn: Turn) {
         let time = self.clock();
         let id = format!("backup-{}-{:08x}", time.format("%Y%m%d-%H%M%S"), turn.run);
-        for path in ["a", "b", "c"] {
+        for name in ["a", "b", "c"] {
             if self.tree.len() < 3 || self.random.chance(50) {
                 let content = format!("content {}\n", self.random.below(CONTENTS));
-                self.tree.insert(path.to_owned(), content.repeat(20).into_bytes());
+                self.tree.insert(place::join(COMPONENT, name), content.repeat(20).into_bytes());
             }
         }
         let tree = self.tree.clone();
         let keeps_places = self.random.chance(70);
+        let layout = if turn.run % 3 < 2 { Layout::Plain } else { Layout::Packed };
         let begun = Pushed { tree: tree.clone(), is_done: None, is_suspended: false };
         self.pushes.lock().unwrap().insert(id.clone(), begun);
         let pushes = Arc::clone(&self.pushes);
         self.begin_run(turn, move |turn| {
             let backup =
                 Backup { id: id.clone(), timestamp: time.to_string(), ..Backup::default() };
-            let result = push(turn, &backup, &tree, keeps_places);
+            let result = push(turn, &backup, &tree, keeps_places, layout);
             pushes.lock().unwrap().get_mut(&id).unwrap().is_done = Some(result.is_ok());
             result
         });
@@ -289,7 +292,9 @@ impl Round<'_, '_> {
         let exit = fetch::fetch(&mut document, &store_on(&self.memory, GRACE), &options, &Silent);
         assert_eq!(exit.unwrap(), Exit::Done);
         let content = |path: &String| std::fs::read(target.path().join(path)).unwrap();
-        names(target.path()).map(|path| (path.clone(), content(&path))).collect()
+        let folder = target.path().join(COMPONENT);
+        let paths = names(&folder).map(|name| place::join(COMPONENT, &name));
+        paths.map(|path| (path.clone(), content(&path))).collect()
     }
 
     /// Every backup that is listed holds the files that its push was given.
@@ -315,10 +320,10 @@ impl Drop for Round<'_, '_> {
     }
 }
 
-/// The names of the files in a folder, but for bk's own.
+/// The names of the files in a folder.
 fn names(folder: &Path) -> impl Iterator<Item = String> {
     let names = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name());
-    names.map(|name| name.into_string().unwrap()).filter(|name| name != place::OWN_FOLDER)
+    names.map(|name| name.into_string().unwrap())
 }
 
 /// The id of the backup that a manifest is of.
@@ -327,20 +332,28 @@ fn id_of(manifest: &str) -> &str {
 }
 
 /// One backup, from the search for its parent to the commit.
-fn push(turn: &Turn, backup: &Backup, tree: &Tree, keeps_places: bool) -> anyhow::Result<()> {
+fn push(
+    turn: &Turn,
+    backup: &Backup,
+    tree: &Tree,
+    keeps_places: bool,
+    layout: Layout,
+) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
+    let root = folder.path().join(COMPONENT);
+    std::fs::create_dir(&root)?;
     for (path, content) in tree {
         File::create(folder.path().join(path))?.write_all(content)?;
     }
     let (parent, known) = parent(turn, &folder.path().join(".parent.json"))?;
     let source = Source {
-        component: "files".into(),
+        component: COMPONENT.into(),
         kind: SourceKind::Tree,
-        root: HostPath(folder.path().as_os_str().as_bytes().to_vec()),
-        prefix: HostPath::default(),
+        root: HostPath(root.as_os_str().as_bytes().to_vec()),
+        prefix: HostPath(COMPONENT.into()),
         paths: Vec::new(),
         access: None,
-        layout: Layout::Packed,
+        layout,
     };
     let run = Run { sources: vec![source], parent, ..Run::default() };
     let application = Application { name: "app".into(), version: None };
@@ -348,6 +361,7 @@ fn push(turn: &Turn, backup: &Backup, tree: &Tree, keeps_places: bool) -> anyhow
     let mut writer = Writer::new(Vec::new(), Format::Json, header)?;
     for (path, content) in tree {
         let mut entry = Entry::new(RelPath::new(path.as_str())?);
+        entry.component = Some(COMPONENT.into());
         entry.size = Some(content.len() as u64);
         // Where it lies in the parent, as `add` would claim for an unchanged file.
         let checksum = bk_manifest::digest::Digest::of(content);

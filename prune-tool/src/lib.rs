@@ -8,7 +8,7 @@
 pub mod cli;
 mod flow;
 pub mod gate;
-pub mod names;
+pub mod needs;
 pub mod plan;
 pub mod policy;
 pub mod prune;
@@ -18,6 +18,7 @@ pub mod rules;
 pub mod seen;
 mod slots;
 pub mod survey;
+mod table;
 pub mod undelete;
 
 #[cfg(test)]
@@ -26,6 +27,8 @@ mod copied;
 mod interleaved;
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod plain;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use bk_manifest::time::Time;
 use bk_push::destination::Destination;
-use bk_push::{catalog::Catalog, mark, place};
+use bk_push::mark::{self, Marked};
+use bk_push::{catalog::Catalog, place};
 
-use crate::names::objects_of;
 use crate::prune::prune;
 use crate::rules::Rules;
 use crate::survey::Survey;
-use crate::testing::{GRACE, Made, Memory, Random, check_whole, options, seeds};
+use crate::testing::{GRACE, Made, Memory, PLAIN, Random, check_whole, needed, options, seeds};
 use crate::undelete::undelete;
 use bk_manifest::progress::Silent;
 
@@ -70,6 +70,9 @@ impl World {
             made = made.partial();
         }
         made.own = (0..=self.random.below(3)).map(|n| format!("files/{n:06}.tar.zst")).collect();
+        if self.random.chance(50) {
+            made.own.extend((0..self.random.below(4)).map(|n| format!("{PLAIN}{n}")));
+        }
         let mut parents: Vec<Made> = self.committed.iter().rev().take(3).cloned().collect();
         parents.extend(self.dead.iter().cloned());
         for parent in parents {
@@ -97,9 +100,8 @@ impl World {
         let Some(index) = self.pick() else { return };
         let Push { made, looked, .. } = &mut self.pushes[index];
         let store = &self.store;
-        let marks = mark::read_all(store).unwrap();
-        let marked = mark::marked_names(&marks);
-        let is_lost = |name: &str| marked.contains(name) || !store.has(name);
+        let marked = Marked::of(&mark::read_all(store).unwrap()).unwrap();
+        let is_lost = |name: &str| marked.contains(name).unwrap() || !store.has(name);
         let mut again = 0;
         made.inherited.retain(|(_, folder, object)| {
             let lost = is_lost(&place::join(folder, object));
@@ -214,17 +216,17 @@ impl World {
         if catalog.backups.is_empty() {
             return;
         }
-        let mut needed = BTreeSet::new();
+        let mut accounted = BTreeSet::new();
         for backup in &catalog.backups {
-            needed.extend(objects_of(&self.store, backup).unwrap().into_keys());
-            needed.extend(place::side_files(&backup.manifest.name));
-            needed.insert(backup.manifest.name.clone());
+            accounted.extend(needed(&self.store, backup));
+            accounted.extend(place::side_files(&backup.manifest.name));
+            accounted.insert(backup.manifest.name.clone());
         }
         let left: Vec<String> = self
             .store
             .names()
             .into_iter()
-            .filter(|name| !needed.contains(name) && !name.starts_with(".bk/seen/"))
+            .filter(|name| !accounted.contains(name) && !name.starts_with(".bk/seen/"))
             .collect();
         assert_eq!(left, [""; 0], "left over: {}", self.context);
         assert!(catalog.backups.len() <= 5, "{}", self.context);

@@ -9,14 +9,15 @@ use bk_manifest::path::escape;
 use bk_manifest::time::Time;
 use bk_push::catalog::BackupInfo;
 use bk_push::destination::Destination;
-use bk_push::mark::Mark;
+use bk_push::mark::{Mark, PlacedMark};
+use bk_push::names::Names;
 use bk_push::place;
 
-use crate::flow::Flow;
-use crate::names::partial_list_of;
+use crate::flow::{Flow, Going};
 use crate::policy::{self, Backup, Reason};
 use crate::rules::{Calendar, Rules};
 use crate::survey::Survey;
+use crate::table::partial_list_of;
 
 /// What decides what may go.
 #[derive(Clone, Debug)]
@@ -55,19 +56,36 @@ pub struct Line {
     pub fate: Fate,
 }
 
+/// What is there of something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amount {
+    /// How many objects.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Amount {
+    /// Counts one more object.
+    pub fn add(&mut self, bytes: u64) {
+        self.objects += 1;
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+}
+
 /// What is deleted now, since the marks that name it have stood for the grace time.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Deletion {
     /// Manifests; gone before anything else is.
     pub manifests: Vec<String>,
     /// Objects that nothing else needs, and side files.
-    pub objects: Vec<String>,
+    pub objects: Names,
     /// Pieces of partial lists.
-    pub pieces: Vec<String>,
+    pub pieces: Names,
     /// The marks; last.
     pub marks: Vec<String>,
-    /// Bytes of all of it that is there.
-    pub bytes: u64,
+    /// How much of it is there.
+    pub amount: Amount,
 }
 
 /// Objects that no manifest, mark or partial list names.
@@ -80,16 +98,16 @@ pub struct Strangers {
 }
 
 /// All that a run would do.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Plan {
     /// The series.
     pub series: String,
     /// Its backups, oldest first.
     pub lines: Vec<Line>,
-    /// The marks to put, in this order; none if there is nothing new to go.
-    pub marks: Vec<Mark>,
-    /// Bytes of what they name.
-    pub marked_bytes: u64,
+    /// The mark to put; none if there is nothing new to go.
+    pub mark: Option<Mark<Names>>,
+    /// How much there is of what it names.
+    pub marked: Amount,
     /// What is deleted now.
     pub deletion: Deletion,
     /// Objects of unknown origin, which are let be.
@@ -161,12 +179,10 @@ impl Plan {
                 && class(backup) == Class::Kept
                 && Backup::from(**backup).is_complete()
         });
-        let manifest = last_good.map(|backup| backup.manifest.name.as_str());
-        let mut flow = Flow::new(&marks, survey, series, manifest);
+        let mut flow = Flow::new(&marks, survey, series, last_good.copied())?;
         flow.read(destination, survey, &class)?;
-        flow.settle();
         let sizes = flow.look(destination, survey)?;
-        if let (Some(missing), Some(backup)) = (&sizes.missing, last_good) {
+        if let Some((backup, missing)) = flow.missing(destination)? {
             let message = format!("'{}', the newest complete backup, lacks '{missing}'", backup.id);
             return Err(Failure::new(Exit::Unmet, escape(message.as_bytes()))
                 .hint("nothing was removed: an older one may be the last good one")
@@ -187,18 +203,19 @@ impl Plan {
             .collect();
         let new: Vec<&BackupInfo> =
             lines.iter().filter(|line| line.fate == Fate::Mark).map(|line| &line.backup).collect();
+        let Going { objects, pieces, marked } = flow.going()?;
         let deletion = Deletion {
             manifests: flow.due_manifests.iter().cloned().collect(),
-            pieces: flow.due.iter().filter(|n| partial_list_of(n).is_some()).cloned().collect(),
-            objects: flow.due.iter().filter(|n| partial_list_of(n).is_none()).cloned().collect(),
-            marks: marks.names.clone(),
-            bytes: sizes.deleted,
+            objects,
+            pieces,
+            marks: marks.due().map(|placed| placed.object.name.clone()).collect(),
+            amount: sizes.deleted,
         };
         Ok(Plan {
             series: series.to_owned(),
-            marks: flow.marks(&new, series, &policy.host),
+            mark: flow.mark(marked, &new, series, &policy.host),
             lines,
-            marked_bytes: sizes.marked,
+            marked: sizes.marked,
             deletion,
             strangers: sizes.strangers,
         })
@@ -216,48 +233,44 @@ impl Plan {
 
 /// What the marks say.
 pub(crate) struct Marks<'a> {
+    /// The marks, and whether each is a due one of the series.
+    marks: Vec<(&'a PlacedMark, bool)>,
     /// Manifests that marks name: `None` if a due one of the series does, else since when.
-    manifests: BTreeMap<&'a str, Option<Time>>,
-    /// Everything else that due ones name.
-    pub(crate) due: Vec<&'a str>,
-    /// Everything that others name.
-    pub(crate) pending: HashSet<&'a str>,
-    /// The names of the due ones.
-    names: Vec<String>,
+    manifests: BTreeMap<String, Option<Time>>,
 }
 
 impl<'a> Marks<'a> {
     fn new(survey: &'a Survey, series: &str, grace: Duration) -> anyhow::Result<Self> {
-        let mut marks = Marks {
-            manifests: BTreeMap::new(),
-            due: Vec::new(),
-            pending: HashSet::new(),
-            names: Vec::new(),
-        };
+        let mut marks = Marks { marks: Vec::new(), manifests: BTreeMap::new() };
         for placed in &survey.marks {
             let since = placed.object.modified;
             let is_due = placed.mark.series == series && survey.now.since(since) >= grace;
-            if is_due {
-                marks.names.push(placed.object.name.clone());
-            }
-            for name in placed.mark.manifests.iter().chain(&placed.mark.objects) {
-                let name = name.as_str();
-                if place::is_manifest(name) {
+            marks.marks.push((placed, is_due));
+            for name in placed.names() {
+                bk_manifest::signal::check()?;
+                let name = name?;
+                if place::is_manifest(&name) {
                     let entry = marks.manifests.entry(name).or_insert(Some(since));
                     if is_due {
                         *entry = None;
                     }
-                } else if !place::may_be_object(name) && partial_list_of(name).is_none() {
+                } else if !place::may_be_object(&name) && partial_list_of(&name).is_none() {
                     let message = format!("the mark '{}' names '{name}'", placed.object.name);
                     return Err(fail(Exit::Malformed, escape(message.as_bytes())));
-                } else if is_due {
-                    marks.due.push(name);
-                } else {
-                    marks.pending.insert(name);
                 }
             }
         }
         Ok(marks)
+    }
+
+    /// The due ones.
+    fn due(&self) -> impl Iterator<Item = &'a PlacedMark> + '_ {
+        self.marks.iter().filter(|(_, is_due)| *is_due).map(|(placed, _)| *placed)
+    }
+
+    /// Everything that they name, and whether a due one does; an error is one of the temporary files.
+    pub(crate) fn names(&self) -> impl Iterator<Item = (anyhow::Result<String>, bool)> + '_ {
+        self.marks.iter().flat_map(|(placed, is_due)| placed.names().map(|name| (name, *is_due)))
     }
 }
 
@@ -349,7 +362,7 @@ mod tests {
     fn a_marked_backup_fills_no_slot() {
         let (store, old, new) = two();
         let newest = Made::new("2026-04-28T02:00:00Z").store(&store);
-        let mark = Mark {
+        let mark: Mark = Mark {
             series: "app".into(),
             backups: vec![new.id.clone()],
             manifests: vec![new.manifest()],
@@ -477,7 +490,7 @@ mod tests {
         let (store, ..) = two();
         let other = Made { series: "other".into(), ..Made::new("2026-01-01T00:00:00Z") };
         let other = other.store(&store);
-        let mark =
+        let mark: Mark =
             Mark { series: "app".into(), manifests: vec![other.manifest()], ..Mark::default() };
         crate::remove::put_mark(&store, &mark, store.now().unwrap()).unwrap();
         store.advance(GRACE);

@@ -8,7 +8,7 @@ use bk_manifest::progress::human_bytes;
 use bk_manifest::time::Time;
 use jiff::tz::TimeZone;
 
-use crate::plan::{Fate, Line, Plan, Policy};
+use crate::plan::{Amount, Fate, Line, Plan, Policy};
 use crate::policy::Reason;
 use crate::prune::Outcome;
 use crate::undelete::Undeleted;
@@ -26,12 +26,11 @@ pub fn table(plan: &Plan, policy: &Policy) -> String {
     let count = |is: fn(&Fate) -> bool| plan.lines.iter().filter(|line| is(&line.fate)).count();
     let mut parts = vec![format!("keep {}", count(|fate| matches!(fate, Fate::Keep(_))))];
     let (marked, deleted) = (count(|fate| *fate == Fate::Mark), count(|f| *f == Fate::Delete));
-    if marked > 0 || plan.marked_bytes > 0 {
-        let (bytes, wait) = (human_bytes(plan.marked_bytes), wait(policy.grace));
-        parts.push(format!("mark {marked} ({bytes}, {wait})"));
+    if marked > 0 || plan.marked.objects > 0 {
+        parts.push(format!("mark {marked} ({}, {})", amount(plan.marked), wait(policy.grace)));
     }
-    if deleted > 0 || plan.deletion.bytes > 0 {
-        parts.push(format!("delete {deleted} now ({})", human_bytes(plan.deletion.bytes)));
+    if deleted > 0 || plan.deletion.amount.objects > 0 {
+        parts.push(format!("delete {deleted} now ({})", amount(plan.deletion.amount)));
     }
     let _ = writeln!(text, "would {}", parts.join(", "));
     let waiting = count(|fate| matches!(fate, Fate::Marked(_)));
@@ -49,8 +48,16 @@ pub fn summary(outcome: &Outcome, grace: Duration) -> String {
         "kept {}, marked {marked}{when}, removed {}, freed {}",
         outcome.kept,
         outcome.removed.len(),
-        human_bytes(outcome.freed)
+        amount(outcome.freed)
     )
+}
+
+fn amount(amount: Amount) -> String {
+    match amount.objects {
+        0 => human_bytes(amount.bytes),
+        1 => format!("{} in 1 object", human_bytes(amount.bytes)),
+        count => format!("{} in {count} objects", human_bytes(amount.bytes)),
+    }
 }
 
 /// What came back, a line each.
@@ -123,16 +130,20 @@ mod tests {
 
     #[test]
     fn the_summary_is_one_line() {
-        let mut outcome = Outcome { kept: 12, freed: 1 << 30, ..Outcome::default() };
+        let mut outcome = Outcome {
+            kept: 12,
+            freed: Amount { objects: 1234, bytes: 1 << 30 },
+            ..Outcome::default()
+        };
         outcome.removed.push("a".into());
         assert_eq!(
             summary(&outcome, Duration::from_hours(24)),
-            "kept 12, marked 0, removed 1, freed 1.0 GiB"
+            "kept 12, marked 0, removed 1, freed 1.0 GiB in 1234 objects"
         );
         outcome.marked = vec!["b".into(), "c".into()];
         assert_eq!(
             summary(&outcome, Duration::from_hours(24)),
-            "kept 12, marked 2 (deleted by the first run after 24 h), removed 1, freed 1.0 GiB"
+            "kept 12, marked 2 (deleted by the first run after 24 h), removed 1, freed 1.0 GiB in 1234 objects"
         );
     }
 

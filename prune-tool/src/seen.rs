@@ -128,8 +128,8 @@ pub fn write(
     } else {
         let bytes = serde_json::to_vec(seen)?;
         let stamp = now.format("%Y%m%dT%H%M%SZ");
-        remove::create_new(destination, &bytes, |random| {
-            format!("{FOLDER}/{stamp}-{random:08x}.json")
+        remove::create_new(destination, |destination, random| {
+            Ok(destination.create(&format!("{FOLDER}/{stamp}-{random:08x}.json"), &bytes)?)
         })?;
     }
     if old.is_empty() { Ok(()) } else { remove::delete(destination, &old) }

@@ -9,12 +9,13 @@ use bk_manifest::time::Time;
 use bk_push::catalog::Catalog;
 use bk_push::destination::Destination;
 use bk_push::mark::{self, PlacedMark};
+use bk_push::names::Names;
 use bk_push::partial;
 
 use crate::seen::{self, PlacedSeen};
 
 /// A partial list with the names that it holds.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct List {
     /// The id of the backup that its push was making.
     pub id: String,
@@ -23,7 +24,7 @@ pub struct List {
     /// The names of its own pieces.
     pub pieces: Vec<String>,
     /// The objects that it names.
-    pub objects: Vec<String>,
+    pub objects: Names,
     /// Whether it was renewed within the grace time.
     pub is_alive: bool,
 }
@@ -65,8 +66,10 @@ impl Survey {
         let mut lists = Vec::new();
         for list in partial::read_all(destination)? {
             bk_manifest::signal::check()?;
+            let mut objects = Names::default();
+            list.each_object(destination, &mut |name| objects.add(&name))?;
             lists.push(List {
-                objects: list.objects(destination)?,
+                objects,
                 is_alive: now.since(list.renewed) < grace,
                 id: list.id,
                 begun: list.begun,

@@ -1,25 +1,33 @@
 //! What the tests share: hand-made backups and a small random generator.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bk_manifest::digest::Digest;
+use bk_manifest::entry::{At, Entry};
 use bk_manifest::manifest::{
-    Application, Backup, Component, Header, ObjectRecord, Run, Status, Trailer,
+    Application, Backup, Component, Header, ObjectRecord, PlainRecord, Run, Status, Trailer,
 };
+use bk_manifest::path::RelPath;
 use bk_manifest::stream::{Format, Writer};
 use bk_manifest::time::Time;
+use bk_push::catalog::BackupInfo;
 use bk_push::destination::Destination;
 pub(crate) use bk_push::memory::Memory;
+use bk_push::plain::component;
 use bk_push::{catalog, partial, place};
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 
+use crate::needs::Needs;
 use crate::plan::Policy;
 use crate::prune::Options;
 use crate::rules::{Calendar, Rules};
 
 /// The grace time of the tests.
 pub(crate) const GRACE: Duration = Duration::from_hours(24);
+
+/// The component whose files are an object each, with the slash behind it.
+pub(crate) const PLAIN: &str = "minio/";
 
 /// A backup made by hand.
 #[derive(Clone, Debug)]
@@ -28,7 +36,7 @@ pub(crate) struct Made {
     pub(crate) series: String,
     pub(crate) time: Time,
     pub(crate) components: Vec<(String, Status)>,
-    /// Objects in its own folder.
+    /// Objects in its own folder; those below [`PLAIN`] are plain files.
     pub(crate) own: Vec<String>,
     /// Objects of others: backup, its folder, the object's name there.
     pub(crate) inherited: Vec<(String, String, String)>,
@@ -46,6 +54,12 @@ impl Made {
             own: vec!["files/000001.tar.zst".into()],
             inherited: Vec::new(),
         }
+    }
+
+    /// Has plain files too.
+    pub(crate) fn with_plain(mut self, names: &[&str]) -> Self {
+        self.own.extend(names.iter().map(|name| format!("{PLAIN}{name}")));
+        self
     }
 
     pub(crate) fn partial(mut self) -> Self {
@@ -119,11 +133,40 @@ impl Made {
             size: object.len() as u64,
             extra: Map::new(),
         };
-        let mut objects: Vec<ObjectRecord> =
-            self.own.iter().map(|object| record(None, object)).collect();
-        objects.extend(self.inherited.iter().map(|(id, _, object)| record(Some(id), object)));
-        trailer.set("objects", json!(objects));
-        let writer = Writer::new(Vec::new(), Format::Json, header.clone()).unwrap();
+        let all: Vec<(Option<&String>, &String)> = self
+            .own
+            .iter()
+            .map(|object| (None, object))
+            .chain(self.inherited.iter().map(|(id, _, object)| (Some(id), object)))
+            .collect();
+        let (plain, named): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|(_, object)| is_plain(object));
+        let mut lines: Vec<Value> =
+            named.into_iter().map(|(backup, object)| json!(record(backup, object))).collect();
+        let mut sets: BTreeMap<(Option<&String>, &str), u64> = BTreeMap::new();
+        for (backup, object) in &plain {
+            *sets.entry((*backup, component(object).unwrap())).or_default() += 1;
+        }
+        lines.extend(sets.into_iter().map(|((backup, component), count)| {
+            json!(PlainRecord {
+                backup: backup.cloned(),
+                component: component.into(),
+                count,
+                encryption: None,
+                size: 1,
+                extra: Map::new(),
+            })
+        }));
+        trailer.set("objects", json!(lines));
+        let mut writer = Writer::new(Vec::new(), Format::Json, header.clone()).unwrap();
+        for (number, (backup, object)) in plain.into_iter().enumerate() {
+            let mut entry = Entry::new(RelPath::new(format!("{PLAIN}{number:06}")).unwrap());
+            entry.component = Some(PLAIN.trim_end_matches('/').into());
+            entry.set_content(Digest::of(object.as_bytes()), object.len() as u64);
+            let object = object.clone();
+            entry.at = Some(At { backup: backup.cloned(), object, ..At::default() });
+            writer.entry(&entry).unwrap();
+        }
         let (bytes, trailer) = writer.end(trailer).unwrap();
         (bytes, header, trailer)
     }
@@ -150,10 +193,15 @@ impl Made {
         self
     }
 
-    /// Begins a partial list that names its own objects.
+    /// Begins a partial list that names its own objects: plain files together.
     pub(crate) fn begin_list(&self, destination: &dyn Destination) {
-        for (number, object) in self.own.iter().enumerate() {
+        let (plain, named): (Vec<_>, Vec<_>) =
+            self.own.iter().cloned().partition(|object| is_plain(object));
+        for (number, object) in named.iter().enumerate() {
             self.name_object(destination, number, object);
+        }
+        if !plain.is_empty() {
+            self.name_objects(destination, named.len(), plain);
         }
     }
 
@@ -172,8 +220,12 @@ impl Made {
 
     /// Names an object that is about to be put.
     pub(crate) fn name_object(&self, destination: &dyn Destination, number: usize, object: &str) {
+        self.name_objects(destination, number, vec![object.to_owned()]);
+    }
+
+    fn name_objects(&self, destination: &dyn Destination, number: usize, objects: Vec<String>) {
         self.begin(destination);
-        let named = partial::Named { objects: vec![object.to_owned()] };
+        let named = partial::Named { objects };
         let piece = self.piece(&format!("{number:06}.name"));
         put(destination, &piece, &serde_json::to_vec(&named).unwrap());
     }
@@ -192,6 +244,11 @@ impl Made {
             .collect();
         assert!(destination.delete(&pieces).is_empty());
     }
+}
+
+/// Whether an object is a plain file: in a manifest that lies, also below a folder of its own making.
+fn is_plain(object: &str) -> bool {
+    object.starts_with(PLAIN) || object.contains(&format!("/{PLAIN}"))
 }
 
 fn put(destination: &dyn Destination, name: &str, bytes: &[u8]) {
@@ -215,13 +272,26 @@ pub(crate) fn options(destination: &dyn Destination, rules: Rules) -> Options {
     }
 }
 
+/// All objects that a backup needs, plain files too.
+pub(crate) fn needed(destination: &dyn Destination, backup: &BackupInfo) -> BTreeSet<String> {
+    let needs = Needs::read(destination, backup).unwrap();
+    let mut names: BTreeSet<String> =
+        needs.objects.iter().map(|object| object.name.clone()).collect();
+    let mut add = |name: &str, _: u64| {
+        names.insert(name.to_owned());
+        Ok(())
+    };
+    needs.each_plain(destination, backup, &mut add).unwrap();
+    names
+}
+
 /// Every backup that is listed has all its objects.
 pub(crate) fn check_whole(destination: &dyn Destination, context: &str) {
     let listed = catalog::Catalog::read(destination).unwrap();
     for backup in &listed.backups {
-        for name in crate::names::objects_of(destination, backup).unwrap().keys() {
+        for name in needed(destination, backup) {
             assert!(
-                destination.stat(name).unwrap().is_some(),
+                destination.stat(&name).unwrap().is_some(),
                 "'{}' has lost '{name}': {context}",
                 backup.id
             );

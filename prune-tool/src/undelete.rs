@@ -1,17 +1,18 @@
 //! Takes marks back, as long as what they name is still there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use bk_manifest::exit::{Exit, Failure};
 use bk_manifest::path::escape;
-use bk_push::catalog::BackupInfo;
 use bk_push::destination::Destination;
 use bk_push::mark::{Mark, PlacedMark};
+use bk_push::names::Names;
 use bk_push::place;
 
-use crate::names::objects_of;
+use crate::needs::{Needs, Sets};
 use crate::remove;
 use crate::survey::Survey;
+use crate::table::{DUE, KEPT, Table};
 
 /// What taking marks back brings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -92,42 +93,56 @@ fn rest(
     survey: &Survey,
     marks: &[&PlacedMark],
     result: &Undeleted,
-) -> anyhow::Result<Mark> {
-    let mut objects: BTreeSet<&str> =
-        marks.iter().flat_map(|placed| &placed.mark.objects).map(String::as_str).collect();
+) -> anyhow::Result<Mark<Names>> {
     let mut manifests: BTreeSet<&str> =
         marks.iter().flat_map(|placed| &placed.mark.manifests).map(String::as_str).collect();
-    let backups: BTreeMap<&str, &BackupInfo> = survey
-        .catalog
-        .backups
-        .iter()
-        .map(|backup| (backup.manifest.name.as_str(), backup))
-        .collect();
-    for (manifest, backup) in backups {
+    let (mut table, mut sets) = (Table::default(), Sets::default());
+    let mut with_plain = Vec::new();
+    for backup in &survey.catalog.backups {
         bk_manifest::signal::check()?;
+        let manifest = backup.manifest.name.as_str();
         manifests.remove(manifest);
         for side in place::side_files(manifest) {
             manifests.remove(side.as_str());
         }
-        for name in objects_of(destination, backup)?.keys() {
-            objects.remove(name.as_str());
+        let needs = Needs::read(destination, backup)?;
+        for object in &needs.objects {
+            table.add(&object.name, KEPT)?;
+        }
+        sets.add(&needs.sets);
+        if !needs.sets.is_empty() {
+            with_plain.push((backup, needs.sets));
         }
     }
-    let there = |names: BTreeSet<&str>| -> anyhow::Result<Vec<String>> {
-        let mut found = Vec::new();
-        for name in names {
-            if destination.stat(name)?.is_some() {
-                found.push(name.to_owned());
-            }
+    for name in marks.iter().flat_map(|placed| placed.mark.objects.iter()) {
+        bk_manifest::signal::check()?;
+        let name = name?;
+        table.add(&name, DUE)?;
+        sets.shrink(&name);
+    }
+    for (backup, folders) in with_plain {
+        if sets.shrinks(&folders) {
+            let needs = Needs::read(destination, backup)?;
+            needs
+                .each_plain(destination, backup, &mut |name, _| table.add(name, KEPT).map(drop))?;
         }
-        Ok(found)
-    };
-    Ok(Mark {
-        backups: result.gone.clone(),
-        manifests: there(manifests)?,
-        objects: there(objects)?,
-        ..Mark::default()
-    })
+    }
+    let mut objects = Names::default();
+    for object in destination.list("")? {
+        bk_manifest::signal::check()?;
+        let name = object?.name;
+        let state = table.get(&name)?;
+        if state.has(DUE) && !state.has(KEPT) {
+            objects.add(&name)?;
+        }
+    }
+    let mut left = Vec::new();
+    for name in manifests {
+        if destination.stat(name)?.is_some() {
+            left.push(name.to_owned());
+        }
+    }
+    Ok(Mark { backups: result.gone.clone(), manifests: left, objects, ..Mark::default() })
 }
 
 #[cfg(test)]
@@ -142,7 +157,8 @@ mod tests {
     fn marked() -> (Memory, Vec<Made>) {
         let store = Memory::new("2026-05-01T00:00:00Z");
         let made: Vec<Made> = (26..=29)
-            .map(|day| Made::new(&format!("2026-04-{day}T02:00:00Z")).store(&store))
+            .map(|day| Made::new(&format!("2026-04-{day}T02:00:00Z")))
+            .map(|made| made.with_plain(&["a", "b"]).store(&store))
             .collect();
         run(&store, 1);
         (store, made)
@@ -176,7 +192,7 @@ mod tests {
 
     #[test]
     fn after_a_deletion_that_died_what_is_there_comes_back_and_the_rest_still_goes() {
-        for changes in 0..20 {
+        for changes in 0..30 {
             let (store, made) = marked();
             store.advance(GRACE);
             store.die_after(Some(changes));
@@ -210,7 +226,7 @@ mod tests {
     #[test]
     fn several_series_are_told_apart() {
         let (store, _) = marked();
-        let mark = Mark { series: "other".into(), ..Mark::default() };
+        let mark: Mark = Mark { series: "other".into(), ..Mark::default() };
         remove::put_mark(&store, &mark, store.now().unwrap()).unwrap();
         let survey = Survey::read(&store, GRACE, None).unwrap();
         let error = series(&survey, None).unwrap_err();

@@ -257,12 +257,17 @@ fn a_run_in_a_pipe_removes_and_passes_the_document_on() {
     assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
     assert_eq!(
         text(&output.stderr),
-        format!("bk-prune: kept 2, marked 0, removed 1, freed {}\n", human_bytes(freed))
+        format!(
+            "bk-prune: kept 2, marked 0, removed 1, freed {} in 3 objects\n",
+            human_bytes(freed)
+        )
     );
     let (_, trailer) = Reader::new(&output.stdout[..]).unwrap().end().unwrap();
     assert_eq!(
         trailer.run().unwrap().extra["pruned"],
-        json!({"freed": freed, "kept": 2, "marked": [], "removed": [id(25)]})
+        json!({
+            "freed": freed, "freed_objects": 3, "kept": 2, "marked": [], "removed": [id(25)]
+        })
     );
     let left = files(&folder.path().join("dest/2026"));
     assert_eq!(left.len(), 6, "{:?}", left.keys());
@@ -300,7 +305,7 @@ fn a_dry_run_says_why_and_touches_nothing() {
          {}  2026-04-26 02:00:00+00:00  full  6 B  keep: daily 2 of 2 (2026-04-26)\n\
          {}  2026-04-27 02:00:00+00:00  full  6 B  \
          keep: newest, newest complete files, daily 1 of 2 (2026-04-27)\n\
-         would keep 2, mark 1 ({}, deleted at once)\n",
+         would keep 2, mark 1 ({} in 3 objects, deleted at once)\n",
         id(25),
         id(26),
         id(27),

@@ -14,10 +14,11 @@ use crate::catalog::{Folders, NeededObject, needed_objects};
 use crate::destination::{Destination, ObjectInfo};
 use crate::known::{KnownContent, Usable};
 use crate::locate::{Located, locate};
+use crate::mark::{self, PlacedMark};
 use crate::partial::{Begun, Closed, ClosedPlain};
 use crate::store::Store;
 use crate::upload::ClosedPiece;
-use crate::{mark, outer, partial, place};
+use crate::{outer, partial, place};
 
 /// What earlier backups and dead pushes left that this one may refer to.
 #[derive(Default)]
@@ -143,11 +144,13 @@ impl Base {
     /// Those of the destination; a mark that is malformed.
     pub fn drop_marked(&mut self, destination: &dyn Destination) -> anyhow::Result<()> {
         let marks = mark::read_all(destination)?;
-        for name in mark::marked_names(&marks) {
+        for name in marks.iter().flat_map(PlacedMark::names) {
+            bk_manifest::signal::check()?;
+            let name = name?;
             for (backup, folder) in &self.folders {
                 let below = name.strip_prefix(folder.as_str());
                 if let Some(object) = below.and_then(|rest| rest.strip_prefix('/')) {
-                    self.usable.remove(backup, object, name)?;
+                    self.usable.remove(backup, object, &name)?;
                 }
             }
         }

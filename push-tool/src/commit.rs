@@ -9,16 +9,17 @@ use bk_manifest::time::Time;
 use crate::base::present;
 use crate::catalog::NeededObject;
 use crate::destination::Destination;
+use crate::mark::{self, Marked};
+use crate::place;
 use crate::plain::PlainFiles;
 use crate::store::Store;
-use crate::{mark, place};
 
 /// What a manifest that is being committed needs.
 pub struct Needs<'a> {
     /// The objects that its `objects` names.
     pub objects: Vec<NeededObject>,
     /// The plain files.
-    pub plain: PlainFiles,
+    pub plain: &'a PlainFiles,
     /// Its entries.
     pub entries: &'a Entries,
 }
@@ -29,16 +30,16 @@ impl Needs<'_> {
         let now = destination.now()?;
         let mut marks = mark::read_all(destination)?;
         marks.retain(|placed| now.since(placed.object.modified) >= age);
-        let marked = mark::marked_names(&marks);
-        let is_marked = |object: &NeededObject| marked.contains(object.name.as_str());
+        let marked = Marked::of(&marks)?;
         let mut missing = 0u64;
         self.plain.each_missing(destination, self.entries, &marked, &mut |_| {
             missing += 1;
             Ok(())
         })?;
-        Ok(missing == 0
-            && !self.objects.iter().any(is_marked)
-            && present(destination, &self.objects)?.len() == self.objects.len())
+        for object in &self.objects {
+            missing += u64::from(marked.contains(&object.name)?);
+        }
+        Ok(missing == 0 && present(destination, &self.objects)?.len() == self.objects.len())
     }
 
     /// Looks just before the commit, where the last look is long ago by now; returns when it was looked

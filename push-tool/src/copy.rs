@@ -28,7 +28,10 @@ use crate::upload::PartialWriter;
 use crate::{place, secrets};
 
 mod look;
+mod plain;
 mod transfer;
+
+use plain::Plain;
 
 /// How often what vanished meanwhile is copied again before the copy gives up.
 const PASSES: usize = 4;
@@ -75,12 +78,15 @@ pub fn copy(
         );
     }
     let needed = needed(document, &manifest)?;
-    let copy = Copy { from: &*from.destination, to, needed: &needed, progress };
+    let files =
+        PlainFiles::new(&document.header, &document.trailer, place::parent(&manifest.name))?;
+    let plain = Plain::new(files, &document.entries);
+    let copy = Copy { from: &*from.destination, to, needed: &needed, plain: &plain, progress };
     let mut look = copy.look()?;
     copy.vouch(&catalog, &look)?;
     let mut pushed = Pushed { id: backup.id.clone(), ..Pushed::default() };
-    pushed.inherited = bytes(&look.present);
-    if there.is_some() && look.missing.is_empty() {
+    pushed.inherited = look.present_bytes();
+    if there.is_some() && look.is_all_there() {
         progress.note(&format!("{} is there already", backup.id));
         return note(document, to, manifest.name, pushed);
     }
@@ -92,19 +98,21 @@ pub fn copy(
         host: backup.host.unwrap_or_default(),
     };
     let list = Mutex::new(PartialWriter::resume(destination, &begun, to.grace())?);
-    progress.begin("copying", Some(bytes(&look.missing)));
+    progress.begin("copying", Some(look.missing_bytes()));
     let mut passes = 0..PASSES;
-    while !look.missing.is_empty() {
+    while !look.is_all_there() {
         if passes.next().is_none() {
             let message = "objects vanish at the destination as fast as they are stored";
             return Err(fail(Exit::Failed, message));
         }
         copy.check_source(&look.missing)?;
+        copy.check_plain_source(&look.plain_missing)?;
         copy.store_all(&look.missing, &list)?;
+        copy.store_plain(&look.plain_missing, &list)?;
         let elsewhere = look.missing.iter().filter(|object| object.record.backup.is_some()).count();
-        pushed.elsewhere += elsewhere as u64;
-        pushed.objects += look.missing.len() as u64;
-        pushed.stored = pushed.stored.saturating_add(bytes(&look.missing));
+        pushed.elsewhere += elsewhere as u64 + look.plain_missing.elsewhere;
+        pushed.objects += look.missing.len() as u64 + look.plain_missing.count;
+        pushed.stored = pushed.stored.saturating_add(look.missing_bytes());
         look = copy.look()?;
     }
     progress.end();
@@ -113,9 +121,8 @@ pub fn copy(
     if there.is_none() {
         copy.put_side_files(document, &manifest.name, &mut list)?;
         copy.put_manifest(&manifest, total)?;
-        let folder = place::parent(&manifest.name);
-        let plain = PlainFiles::new(&document.header, &document.trailer, folder)?;
-        let needs = Needs { objects: needed.clone(), plain, entries: &document.entries };
+        let (objects, entries) = (needed.clone(), &document.entries);
+        let needs = Needs { objects, plain: plain.files(), entries };
         needs.confirm(to, &manifest.name, look.began, look.is_marked)?;
     }
     for error in list.remove() {
@@ -123,10 +130,6 @@ pub fn copy(
     }
     progress.note(&format!("copied {} ({})", backup.id, human_bytes(pushed.stored)));
     note(document, to, manifest.name, pushed)
-}
-
-fn bytes(objects: &[NeededObject]) -> u64 {
-    objects.iter().fold(0, |sum, object| sum.saturating_add(object.record.size))
 }
 
 /// Notes where the backup lies now. What was proved elsewhere proves nothing here.
@@ -230,6 +233,7 @@ struct Copy<'a> {
     from: &'a dyn Destination,
     to: &'a Store,
     needed: &'a [NeededObject],
+    plain: &'a Plain<'a>,
     progress: &'a dyn Progress,
 }
 

@@ -27,6 +27,7 @@ pub mod locate;
 pub mod mark;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
+pub mod names;
 pub mod outer;
 pub mod pack;
 pub mod parallel;

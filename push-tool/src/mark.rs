@@ -1,24 +1,25 @@
 //! Prune's marks: what is to go, put at the destination before anything is removed.
 
-use std::collections::BTreeSet;
-use std::io::Read;
+use std::fmt;
+use std::io::BufReader;
 
 use anyhow::Context;
 use bk_manifest::exit::{Exit, Failure};
+use bk_manifest::lookup::Lookup;
 use bk_manifest::time::Time;
+use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::destination::{Destination, ObjectInfo};
+use crate::names::{self, Names};
 use crate::{parallel, place};
 
 /// The folder of the marks.
 pub const FOLDER: &str = ".bk/marks";
-/// Largest mark that is read, in bytes.
-const SIZE_LIMIT: u64 = 64 << 20;
 
-/// What a prune announced.
+/// What a prune announced. Its objects may be millions: they are read and written one by one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mark {
+pub struct Mark<Objects = Vec<String>> {
     /// Who put it there, for people.
     pub host: String,
     /// The series that was pruned.
@@ -28,16 +29,51 @@ pub struct Mark {
     /// Their manifests and side files, by their names at the destination; deleted first.
     pub manifests: Vec<String>,
     /// The objects that nothing else needs, by their names at the destination.
-    pub objects: Vec<String>,
+    pub objects: Objects,
 }
 
 /// A mark at the destination.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct PlacedMark {
     /// The object that holds it; its time is the mark's, by the store's clock.
     pub object: ObjectInfo,
     /// What it says.
-    pub mark: Mark,
+    pub mark: Mark<Names>,
+}
+
+impl PlacedMark {
+    /// Everything that it names, by its name at the destination; an error is one of the temporary
+    /// files.
+    pub fn names(&self) -> impl Iterator<Item = anyhow::Result<String>> + '_ {
+        self.mark.manifests.iter().cloned().map(Ok).chain(self.mark.objects.iter())
+    }
+}
+
+/// Everything that marks name; memory is bounded.
+#[derive(Default)]
+pub struct Marked(Lookup);
+
+impl Marked {
+    /// What these marks name.
+    ///
+    /// # Errors
+    /// Those of the temporary files.
+    pub fn of<'a>(marks: impl IntoIterator<Item = &'a PlacedMark>) -> anyhow::Result<Self> {
+        let mut marked = Marked::default();
+        for name in marks.into_iter().flat_map(PlacedMark::names) {
+            bk_manifest::signal::check()?;
+            marked.0.insert(names::key(&name?), 0)?;
+        }
+        Ok(marked)
+    }
+
+    /// Whether this is named, by its name at the destination.
+    ///
+    /// # Errors
+    /// Those of the temporary files.
+    pub fn contains(&self, name: &str) -> anyhow::Result<bool> {
+        Ok(!self.0.is_empty() && self.0.get(names::key(name))?.is_some())
+    }
 }
 
 /// The name of a new mark, by the store's clock and a random part.
@@ -78,27 +114,108 @@ pub fn read_all(destination: &dyn Destination) -> anyhow::Result<Vec<PlacedMark>
 
 /// A mark; `None` if its prune has ended meanwhile.
 fn read(destination: &dyn Destination, object: ObjectInfo) -> anyhow::Result<Option<PlacedMark>> {
-    let mut bytes = Vec::new();
-    let read = match destination.read(&object.name, Some(0..SIZE_LIMIT)) {
-        Ok(mut reader) => reader.read_to_end(&mut bytes),
+    let reader = match destination.read(&object.name, None) {
         Err(error) if error.kind == crate::destination::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error.into()),
+        reader => reader?,
     };
-    read.with_context(|| format!("cannot read the mark '{}'", object.name))?;
-    let mark: Mark = serde_json::from_slice(&bytes).map_err(|error| {
-        Failure::new(Exit::Malformed, format!("the mark '{}' is malformed: {error}", object.name))
-    })?;
-    for name in mark.manifests.iter().chain(&mark.objects) {
-        place::object("", name).with_context(|| format!("the mark '{}'", object.name))?;
+    let context = || format!("cannot read the mark '{}'", object.name);
+    let read: serde_json::Result<Mark<ReadNames>> = serde_json::from_reader(BufReader::new(reader));
+    let Mark { host, series, backups, manifests, objects } = match read {
+        Err(error) if error.is_io() => return Err(error).with_context(context),
+        Err(error) => {
+            let message = format!("the mark '{}' is malformed: {error}", object.name);
+            return Err(Failure::new(Exit::Malformed, message).into());
+        }
+        Ok(mark) => mark,
+    };
+    for name in &manifests {
+        place::object("", name).with_context(context)?;
     }
-    Ok(Some(PlacedMark { object, mark }))
+    let objects = objects.0.with_context(context)?;
+    Ok(Some(PlacedMark { object, mark: Mark { host, series, backups, manifests, objects } }))
 }
 
-/// Everything that marks name, by its name at the destination.
-pub fn marked_names(marks: &[PlacedMark]) -> BTreeSet<&str> {
-    marks
-        .iter()
-        .flat_map(|placed| placed.mark.manifests.iter().chain(&placed.mark.objects))
-        .map(String::as_str)
-        .collect()
+/// The objects of a mark as they are read. What goes wrong with the temporary files is no fault of
+/// the mark's form.
+struct ReadNames(anyhow::Result<Names>);
+
+impl<'de> Deserialize<'de> for ReadNames {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(EachName)
+    }
+}
+
+struct EachName;
+
+impl<'de> Visitor<'de> for EachName {
+    type Value = ReadNames;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("names of objects")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut read: A) -> Result<ReadNames, A::Error> {
+        let mut all = Ok(Names::default());
+        while let Some(name) = read.next_element::<String>()? {
+            all = all.and_then(|mut names| {
+                bk_manifest::signal::check()?;
+                // Checked as those in a manifest are: they are deleted.
+                names.add(&place::object("", &name)?)?;
+                Ok(names)
+            });
+        }
+        Ok(ReadNames(all))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Memory;
+    use bk_manifest::exit::classify;
+
+    const NAME: &str = ".bk/marks/20260501T000000Z-00000000.json";
+
+    fn memory(text: &[u8]) -> Memory {
+        let memory = Memory::new("2026-05-01T00:00:00Z");
+        memory.store(NAME, text);
+        memory
+    }
+
+    /// More than any limit on a document that is held in memory.
+    #[test]
+    fn a_mark_of_very_many_names_is_read() {
+        let mut mark: Mark = Mark { manifests: vec!["b/manifest.json".into()], ..Mark::default() };
+        let long = "x".repeat(700);
+        mark.objects = (0..100_000).map(|number| format!("b/minio/{long}/{number}")).collect();
+        let text = serde_json::to_vec(&mark).unwrap();
+        assert!(text.len() > 64 << 20);
+        let marks = read_all(&memory(&text)).unwrap();
+        assert_eq!(marks[0].names().count(), 100_001);
+        let marked = Marked::of(&marks).unwrap();
+        for name in mark.objects.iter().chain(&mark.manifests) {
+            assert!(marked.contains(name).unwrap());
+        }
+        assert!(!marked.contains("b/minio/x").unwrap());
+        assert_eq!(serde_json::to_vec(&marks[0].mark).unwrap(), text, "it is written as it was");
+    }
+
+    #[test]
+    fn a_mark_that_is_cut_or_leads_out_is_refused() {
+        let mark: Mark = Mark { objects: vec!["b/minio/a".into()], ..Mark::default() };
+        let text = serde_json::to_vec(&mark).unwrap();
+        for cut in [0, 1, text.len() - 4, text.len() - 1] {
+            let error = read_all(&memory(&text[..cut])).unwrap_err();
+            assert_eq!(classify(&error), Exit::Malformed, "{error:#}");
+        }
+        for (manifest, object) in [("a", "../b"), ("../a", "b"), ("a", "/b"), ("a", "b\0c")] {
+            let mark: Mark = Mark {
+                manifests: vec![manifest.into()],
+                objects: vec![object.into()],
+                ..Mark::default()
+            };
+            let error = read_all(&memory(&serde_json::to_vec(&mark).unwrap())).unwrap_err();
+            assert_eq!(classify(&error), Exit::Malformed, "{error:#}");
+        }
+    }
 }

@@ -26,6 +26,9 @@ pub const NAME: &str = ".name";
 /// How the piece ends that holds the entries of an object which is closed.
 pub const ENTRIES: &str = ".entries";
 
+/// Pieces that are held in memory at once: each may name a thousand objects.
+const PIECES_AT_ONCE: usize = 64;
+
 /// How a push begins its list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Begun {
@@ -145,23 +148,28 @@ pub fn read_all(destination: &dyn Destination) -> anyhow::Result<Vec<PartialList
 }
 
 impl PartialList {
-    /// The objects that it names, by their names at the destination: put or about to be.
+    /// Hands out the objects that it names, by their names at the destination: put or about to be.
     ///
     /// # Errors
-    /// Those of the destination; a name that leads out of the backup's folder.
-    pub fn objects(&self, destination: &dyn Destination) -> anyhow::Result<Vec<String>> {
-        let Some(begun) = &self.begun else { return Ok(Vec::new()) };
-        let pieces = self.of_kind(NAME).collect();
-        let named = parallel::map(destination.at_once(), pieces, |piece| {
-            read_json::<Named>(destination, piece)
-        });
-        let mut objects = Vec::new();
-        for named in named.into_iter().filter_map(Result::transpose) {
-            for object in named?.objects {
-                objects.push(crate::place::object(&begun.folder, &object)?);
+    /// Those of the destination and of `found`; a name that leads out of the backup's folder.
+    pub fn each_object(
+        &self,
+        destination: &dyn Destination,
+        found: &mut dyn FnMut(String) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let Some(begun) = &self.begun else { return Ok(()) };
+        let pieces: Vec<&str> = self.of_kind(NAME).collect();
+        for pieces in pieces.chunks(PIECES_AT_ONCE) {
+            let named = parallel::map(destination.at_once(), pieces.to_vec(), |piece| {
+                read_json::<Named>(destination, piece)
+            });
+            for named in named.into_iter().filter_map(Result::transpose) {
+                for object in named?.objects {
+                    found(crate::place::object(&begun.folder, &object)?)?;
+                }
             }
         }
-        Ok(objects)
+        Ok(())
     }
 
     /// The pieces with entries of closed objects.

@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalog::Folders;
 use crate::destination::Destination;
-use crate::{place, volume, walk};
+use crate::mark::Marked;
+use crate::{names, place, volume, walk};
 
 /// Longest part of a name, in bytes: a file system takes 255, and uploads add to it.
 const PART_LIMIT: usize = 200;
@@ -117,7 +118,7 @@ impl Listed {
         for object in destination.list(folder)? {
             bk_manifest::signal::check()?;
             let object = object?;
-            self.0.insert(key(&object.name), object.size)?;
+            self.0.insert(names::key(&object.name), object.size)?;
         }
         Ok(())
     }
@@ -127,7 +128,7 @@ impl Listed {
     /// # Errors
     /// Those of the temporary files.
     pub fn remove(&mut self, name: &str) -> anyhow::Result<()> {
-        self.0.insert(key(name), GONE)
+        self.0.insert(names::key(name), GONE)
     }
 
     /// The size of an object, if it is there.
@@ -135,12 +136,8 @@ impl Listed {
     /// # Errors
     /// Those of the temporary files.
     pub fn size(&self, name: &str) -> anyhow::Result<Option<u64>> {
-        Ok(self.0.get(key(name))?.filter(|size| *size != GONE))
+        Ok(self.0.get(names::key(name))?.filter(|size| *size != GONE))
     }
-}
-
-fn key(name: &str) -> u128 {
-    Digest::of(name.as_bytes()).key()
 }
 
 /// A plain object that a backup needs.
@@ -221,7 +218,7 @@ impl PlainFiles {
         &self,
         destination: &dyn Destination,
         entries: &Entries,
-        marked: &BTreeSet<&str>,
+        marked: &Marked,
         missing: &mut dyn FnMut(PlainObject) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         if self.is_empty() {
@@ -232,7 +229,7 @@ impl PlainFiles {
             bk_manifest::signal::check()?;
             let Some(object) = self.object(&entry?)? else { continue };
             let is_there = listed.size(&object.name)? == Some(object.stored.size);
-            if !is_there || marked.contains(object.name.as_str()) {
+            if !is_there || marked.contains(&object.name)? {
                 missing(object)?;
             }
         }

@@ -19,6 +19,7 @@ use serde_json::json;
 
 use crate::base::Base;
 use crate::bucket::Connect;
+use crate::commit::Needs;
 use crate::describe::SideFiles;
 use crate::destination::{Destination, Upload};
 use crate::encrypt::Choice;
@@ -126,7 +127,8 @@ pub fn push(
     let Stored { entries, contents } = packed;
     push.sources.check_stored(&entries)?;
     let mut document = push.document(header, trailer, &folder, &contents, options)?;
-    let needs = push.needs(&folder, &document, &entries)?;
+    let (objects, plain) = push.needs(&folder, &document)?;
+    let needs = Needs { objects, plain: &plain, entries: &entries };
     let (place, upload) = put_manifest(store, &folder, &entries, &mut document, options.format)?;
     let looked = needs.look_again(store, looked)?;
     upload.commit()?;

@@ -10,7 +10,7 @@ use bk_manifest::manifest::ObjectRecord;
 use bk_manifest::progress::Progress;
 use bk_manifest::stream::{Error as FormatError, Reader};
 use bk_push::destination::{Destination, Error, ErrorKind, ObjectInfo};
-use bk_push::mark::{self, PlacedMark};
+use bk_push::mark::{self, Marked};
 use bk_push::plain::{Listed, StoredSum};
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
@@ -86,30 +86,27 @@ pub fn is_accessible(destination: &dyn Destination, name: &str) -> anyhow::Resul
     }
 }
 
-/// What prunes have announced; that it cannot be read is a warning.
-pub fn marks(destination: &dyn Destination, progress: &dyn Progress) -> Vec<PlacedMark> {
-    mark::read_all(destination).unwrap_or_else(|error| {
-        progress.warn(&format!("cannot read the marks of prune: {error:#}"));
-        Vec::new()
-    })
-}
-
 /// Warns of objects that a prune has announced to remove.
-pub struct Marked<'a> {
-    names: BTreeSet<&'a str>,
+pub struct MarkWarnings<'a> {
+    marked: Marked,
     hits: usize,
     progress: &'a dyn Progress,
 }
 
-impl<'a> Marked<'a> {
-    /// What these marks name.
-    pub fn new(marks: &'a [PlacedMark], progress: &'a dyn Progress) -> Self {
-        Marked { names: mark::marked_names(marks), hits: 0, progress }
+impl<'a> MarkWarnings<'a> {
+    /// Reads what prunes have announced; that it cannot be read is a warning.
+    pub fn read(destination: &dyn Destination, progress: &'a dyn Progress) -> Self {
+        let marked = mark::read_all(destination).and_then(|marks| Marked::of(&marks));
+        let marked = marked.unwrap_or_else(|error| {
+            progress.warn(&format!("cannot read the marks of prune: {error:#}"));
+            Marked::default()
+        });
+        MarkWarnings { marked, hits: 0, progress }
     }
 
     /// Warns if it is one of them.
     pub fn look(&mut self, name: &str) {
-        if self.names.contains(name) {
+        if self.marked.contains(name).unwrap_or_default() {
             self.hits += 1;
             if self.hits <= NAME_LIMIT {
                 self.progress.warn(&format!("'{name}' is marked for removal by a prune"));

@@ -16,7 +16,7 @@ use bk_push::destination::Destination;
 use bk_push::parallel;
 use bk_push::plain::{Listed, PlainFiles, PlainObject};
 
-use crate::check::{Marked, is_accessible, read_one};
+use crate::check::{MarkWarnings, is_accessible, read_one};
 use crate::problem::{Fault, Findings, Names, Problem};
 use crate::report::is_told_by_entry;
 
@@ -140,7 +140,7 @@ impl<'a> PlainTargets<'a> {
     pub fn check(
         self,
         looking: &Looking<'_>,
-        marked: &mut Marked<'_>,
+        marked: &mut MarkWarnings<'_>,
         findings: &mut Findings,
     ) -> anyhow::Result<Looked> {
         let mut looked = Looked::default();

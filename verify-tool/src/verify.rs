@@ -23,7 +23,7 @@ use bk_push::locate::{Located, locate};
 use bk_push::plain::PlainFiles;
 use bk_push::store::Store;
 
-use crate::check::{self, Marked, Target};
+use crate::check::{self, MarkWarnings, Target};
 use crate::content::Content;
 use crate::dumps::{Dumps, Kinds};
 use crate::level::{Level, Scope, Task, tasks};
@@ -343,8 +343,7 @@ impl<'a> Examined<'a> {
         check::present(&listed, &targets, findings)?;
         let mut names: Vec<String> = targets.iter().map(|target| target.name.clone()).collect();
         names.push(self.located.manifest().name.clone());
-        let marks = check::marks(self.destination, self.progress);
-        let mut marked = Marked::new(&marks, self.progress);
+        let mut marked = MarkWarnings::read(self.destination, self.progress);
         for name in &names {
             marked.look(name);
         }

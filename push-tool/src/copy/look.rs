@@ -1,6 +1,7 @@
 //! What is at the destination of what a copy needs, and whether it is the right content.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::Context;
 use bk_manifest::digest::Digest;
@@ -10,12 +11,14 @@ use bk_manifest::path::escape;
 use bk_manifest::time::Time;
 
 use super::Copy;
+use super::plain::FoundFiles;
 use crate::base::sizes;
 use crate::catalog::{Catalog, NeededObject, needed_objects, reread};
 use crate::destination::Destination;
-use crate::partial::{self, Closed};
+use crate::mark::{self, Marked, PlacedMark};
+use crate::partial::{self, Begun, Closed, PartialList};
+use crate::place;
 use crate::upload::ClosedPiece;
-use crate::{mark, place};
 
 /// What is at the destination of what is needed.
 pub(super) struct Look {
@@ -23,8 +26,68 @@ pub(super) struct Look {
     pub(super) began: Time,
     pub(super) present: Vec<NeededObject>,
     pub(super) missing: Vec<NeededObject>,
+    pub(super) plain_present: FoundFiles,
+    pub(super) plain_missing: FoundFiles,
     /// Whether marks that are not due yet name any of it.
     pub(super) is_marked: bool,
+}
+
+impl Look {
+    pub(super) fn is_all_there(&self) -> bool {
+        self.missing.is_empty() && self.plain_missing.count == 0
+    }
+
+    pub(super) fn present_bytes(&self) -> u64 {
+        bytes(&self.present).saturating_add(self.plain_present.bytes)
+    }
+
+    pub(super) fn missing_bytes(&self) -> u64 {
+        bytes(&self.missing).saturating_add(self.plain_missing.bytes)
+    }
+}
+
+fn bytes(objects: &[NeededObject]) -> u64 {
+    objects.iter().fold(0, |sum, object| sum.saturating_add(object.record.size))
+}
+
+/// The marks at the destination, and whether they name what is needed.
+pub(super) struct Marks {
+    due: Vec<PlacedMark>,
+    of_due: Marked,
+    of_young: Marked,
+    /// Whether a young one has.
+    is_hit: bool,
+}
+
+impl Marks {
+    fn read(destination: &dyn Destination, grace: Duration) -> anyhow::Result<Self> {
+        let marks = mark::read_all(destination)?;
+        let now = destination.now()?;
+        let (due, young): (Vec<_>, Vec<_>) =
+            marks.into_iter().partition(|placed| now.since(placed.object.modified) >= grace);
+        let (of_due, of_young) = (Marked::of(&due)?, Marked::of(&young)?);
+        Ok(Marks { due, of_due, of_young, is_hit: false })
+    }
+
+    /// Looks whether one names an object.
+    ///
+    /// # Errors
+    /// [`Exit::Busy`] for one that is due.
+    pub(super) fn look_at(&mut self, name: &str) -> anyhow::Result<()> {
+        self.is_hit = self.is_hit || self.of_young.contains(name)?;
+        if !self.of_due.contains(name)? {
+            return Ok(());
+        }
+        let names_it = |placed: &&PlacedMark| {
+            placed.names().any(|named| named.is_ok_and(|named| named == name))
+        };
+        let host = self.due.iter().find(names_it).map(|placed| placed.mark.host.as_str());
+        let name = escape(name.as_bytes());
+        let message = format!("a prune from {} removes '{name}'", host.unwrap_or_default());
+        Err(Failure::new(Exit::Busy, escape(message.as_bytes()))
+            .hint("copy again once it has ended; one that died is ended by the next bk-prune")
+            .into())
+    }
 }
 
 impl Copy<'_> {
@@ -39,24 +102,9 @@ impl Copy<'_> {
     pub(super) fn look(&self) -> anyhow::Result<Look> {
         let destination = self.destination();
         let began = destination.now()?;
-        let marks = mark::read_all(destination)?;
-        let now = destination.now()?;
-        let mut is_marked = false;
-        for placed in &marks {
-            let names = mark::marked_names(std::slice::from_ref(placed));
-            let Some(hit) = self.needed.iter().find(|object| names.contains(&*object.name)) else {
-                continue;
-            };
-            if now.since(placed.object.modified) >= self.to.grace() {
-                let name = escape(hit.name.as_bytes());
-                let message = format!("a prune from {} removes '{name}'", placed.mark.host);
-                return Err(Failure::new(Exit::Busy, escape(message.as_bytes()))
-                    .hint(
-                        "copy again once it has ended; one that died is ended by the next bk-prune",
-                    )
-                    .into());
-            }
-            is_marked = true;
+        let mut marks = Marks::read(destination, self.to.grace())?;
+        for object in self.needed {
+            marks.look_at(&object.name)?;
         }
         let sizes = sizes(destination, self.needed)?;
         let (mut present, mut missing) = (Vec::new(), Vec::new());
@@ -70,7 +118,20 @@ impl Copy<'_> {
                 }
             }
         }
-        Ok(Look { began, present, missing, is_marked })
+        let (plain_present, plain_missing) = self.look_at_plain(&mut marks)?;
+        let is_marked = marks.is_hit;
+        Ok(Look { began, present, missing, plain_present, plain_missing, is_marked })
+    }
+
+    /// The pieces with what copies and pushes have closed that are not committed, if they are asked
+    /// for.
+    pub(super) fn closed_pieces(&self, is_due: bool) -> anyhow::Result<Vec<(Begun, String)>> {
+        let lists = if is_due { partial::read_all(self.destination())? } else { Vec::new() };
+        let of_list = |list: PartialList| -> Vec<(Begun, String)> {
+            let Some(begun) = &list.begun else { return Vec::new() };
+            list.closed().map(|piece| (begun.clone(), piece.to_owned())).collect()
+        };
+        Ok(lists.into_iter().flat_map(of_list).collect())
     }
 
     /// Makes sure that what is there is what is needed: something there says so, or it is read.
@@ -83,41 +144,36 @@ impl Copy<'_> {
                 open.remove(name);
             }
         };
-        if !open.is_empty() {
-            for list in partial::read_all(destination)? {
-                let Some(begun) = &list.begun else { continue };
-                for piece in list.closed() {
-                    // One that is cut or gone vouches for nothing.
-                    let Ok(piece) = ClosedPiece::open(destination, piece) else { continue };
-                    let Closed::Object(closed) = piece.closed else { continue };
-                    let name = place::join(&begun.folder, &closed.object);
-                    vouch(&mut open, &name, closed.checksum);
-                }
+        for (begun, piece) in self.closed_pieces(!open.is_empty())? {
+            // One that is cut or gone vouches for nothing.
+            let Ok(piece) = ClosedPiece::open(destination, &piece) else { continue };
+            let Closed::Object(closed) = piece.closed else { continue };
+            let name = place::join(&begun.folder, &closed.object);
+            vouch(&mut open, &name, closed.checksum);
+        }
+        for backup in catalog.backups.iter().rev() {
+            bk_manifest::signal::check()?;
+            if open.is_empty() {
+                break;
             }
-            for backup in catalog.backups.iter().rev() {
-                bk_manifest::signal::check()?;
-                if open.is_empty() {
-                    break;
-                }
-                // One that is malformed vouches for nothing either.
-                let Ok((header, trailer)) = reread(destination, backup) else { continue };
-                let objects = needed_objects(&header, &trailer, backup.folder());
-                for object in objects.unwrap_or_default() {
-                    vouch(&mut open, &object.name, object.record.checksum);
-                }
+            // One that is malformed vouches for nothing either.
+            let Ok((header, trailer)) = reread(destination, backup) else { continue };
+            let objects = needed_objects(&header, &trailer, backup.folder());
+            for object in objects.unwrap_or_default() {
+                vouch(&mut open, &object.name, object.record.checksum);
             }
         }
         for (name, record) in open {
-            self.compare(name, record)?;
+            self.compare(name, record.checksum)?;
         }
-        Ok(())
+        self.vouch_for_plain(&catalog.backups, &look.plain_present)
     }
 
-    /// Reads an object at the destination and compares it with its record.
-    pub(super) fn compare(&self, name: &str, record: &ObjectRecord) -> anyhow::Result<()> {
+    /// Reads an object at the destination and compares it with its checksum.
+    pub(super) fn compare(&self, name: &str, due: Digest) -> anyhow::Result<()> {
         let read = Digest::of_reader(self.destination().read(name, None)?);
         let (checksum, _) = read.with_context(|| format!("cannot read '{name}'"))?;
-        if checksum == record.checksum {
+        if checksum == due {
             return Ok(());
         }
         Err(self.taken(name, "has another checksum"))

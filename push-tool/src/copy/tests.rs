@@ -1,5 +1,7 @@
 //! Copies that die, stores that lie, and prunes at work in between.
 
+mod plain;
+
 use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
@@ -136,7 +138,7 @@ fn read(memory: &Memory, name: &str) -> Vec<u8> {
 }
 
 fn put_mark(objects: &mut Objects, now: Time, name: &str) {
-    let mark = Mark { objects: vec![name.into()], ..Mark::default() };
+    let mark: Mark = Mark { objects: vec![name.into()], ..Mark::default() };
     let text = serde_json::to_vec(&mark).unwrap();
     objects.insert(".bk/marks/20260501T000000Z-00000000.json".into(), (text, now));
 }
@@ -405,7 +407,8 @@ fn a_manifest_cannot_have_bks_own_names_copied() {
 fn a_prune_that_is_at_work_is_waited_for() {
     let world = World::new();
     world.to.store(NEEDED[0], &content(NEEDED[0]));
-    let mark = Mark { host: "nas".into(), objects: vec![NEEDED[0].into()], ..Mark::default() };
+    let mark: Mark =
+        Mark { host: "nas".into(), objects: vec![NEEDED[0].into()], ..Mark::default() };
     world.to.store(".bk/marks/20260501T000000Z-00000000.json", &serde_json::to_vec(&mark).unwrap());
     world.to.advance(GRACE);
     world.fails(Exit::Busy, "a prune from nas removes");
@@ -416,7 +419,7 @@ fn a_prune_that_is_at_work_is_waited_for() {
 fn a_mark_that_is_not_due_does_no_harm() {
     let world = World::new();
     world.to.store(NEEDED[0], &content(NEEDED[0]));
-    let mark = Mark { objects: vec![NEEDED[0].into()], ..Mark::default() };
+    let mark: Mark = Mark { objects: vec![NEEDED[0].into()], ..Mark::default() };
     let name = ".bk/marks/20260501T000000Z-00000000.json";
     world.to.store(name, &serde_json::to_vec(&mark).unwrap());
     world.to.advance(GRACE.saturating_sub(Duration::from_secs(1)));
@@ -428,7 +431,7 @@ fn a_mark_that_is_not_due_does_no_harm() {
 fn a_mark_that_comes_due_before_the_commit_has_it_withdrawn() {
     let world = World::new();
     world.to.store(NEEDED[0], &content(NEEDED[0]));
-    let mark = Mark { objects: vec![NEEDED[0].into()], ..Mark::default() };
+    let mark: Mark = Mark { objects: vec![NEEDED[0].into()], ..Mark::default() };
     let name = ".bk/marks/20260501T000000Z-00000000.json";
     world.to.store(name, &serde_json::to_vec(&mark).unwrap());
     world.to.advance(GRACE.saturating_sub(Duration::from_secs(1)));

@@ -21,25 +21,42 @@ use crate::place;
 use crate::upload::PartialWriter;
 
 /// Objects that are copied at once.
-const WORKERS: usize = 3;
+pub(super) const WORKERS: usize = 3;
 /// Bytes of each that are held.
 const BUFFER: usize = 256 << 10;
+
+/// An object that is to be brought.
+#[derive(Clone, Copy)]
+pub(super) struct Transfer<'a> {
+    pub(super) name: &'a str,
+    /// What is stored of it.
+    pub(super) checksum: Digest,
+    pub(super) size: u64,
+}
 
 impl Copy<'_> {
     /// Refuses a source that lacks what is to be copied.
     pub(super) fn check_source(&self, missing: &[NeededObject]) -> anyhow::Result<()> {
         let sizes = sizes(self.from, missing)?;
         for object in missing {
-            match sizes.get(object.name.as_str()).copied().flatten() {
-                Some(size) if size == object.record.size => {}
-                Some(size) => {
-                    let why = format!("has {size} bytes instead of {}", object.record.size);
-                    return Err(self.damaged(&object.name, &why));
-                }
-                None => return Err(self.damaged(&object.name, "is missing")),
-            }
+            let size = sizes.get(object.name.as_str()).copied().flatten();
+            self.check_size(&object.name, object.record.size, size)?;
         }
         Ok(())
+    }
+
+    /// Refuses an object at the source that is not there with its size.
+    pub(super) fn check_size(
+        &self,
+        name: &str,
+        due: u64,
+        there: Option<u64>,
+    ) -> anyhow::Result<()> {
+        match there {
+            Some(size) if size == due => Ok(()),
+            Some(size) => Err(self.damaged(name, &format!("has {size} bytes instead of {due}"))),
+            None => Err(self.damaged(name, "is missing")),
+        }
     }
 
     fn damaged(&self, name: &str, why: &str) -> anyhow::Error {
@@ -81,16 +98,28 @@ impl Copy<'_> {
 
     fn store(&self, object: &NeededObject, list: &Mutex<PartialWriter<'_>>) -> anyhow::Result<()> {
         let NeededObject { name, record } = object;
-        let list = || list.lock().map_err(|_| anyhow::anyhow!("copying failed"));
-        list()?.name(vec![name.clone()])?;
+        let lock = || list.lock().map_err(|_| anyhow::anyhow!("copying failed"));
+        lock()?.name(vec![name.clone()])?;
+        self.bring(Transfer { name, checksum: record.checksum, size: record.size }, list)?;
+        let closed = ClosedObject { object: name.clone(), ..ClosedObject::of(record) };
+        lock()?.closed(&Closed::Object(closed), Spool::new()?)
+    }
+
+    /// Brings one object whose name is in the list, and checks it on the way.
+    pub(super) fn bring(
+        &self,
+        object: Transfer<'_>,
+        list: &Mutex<PartialWriter<'_>>,
+    ) -> anyhow::Result<()> {
+        let Transfer { name, checksum: due, size: due_size } = object;
         let mut reader = match self.from.read(name, None) {
             Err(error) if error.kind == ErrorKind::NotFound => {
                 return Err(self.damaged(name, "is missing"));
             }
             reader => reader?,
         };
-        let mut upload = HashWriter::new(self.destination().put(name, record.size)?);
-        let mut buffer = vec![0; BUFFER];
+        let mut upload = HashWriter::new(self.destination().put(name, due_size)?);
+        let mut buffer = vec![0; usize::try_from(due_size)?.clamp(1, BUFFER)];
         let mut length = 0u64;
         loop {
             bk_manifest::signal::check()?;
@@ -105,30 +134,27 @@ impl Copy<'_> {
                 }
             };
             length += read as u64;
-            if length > record.size {
+            if length > due_size {
                 return Err(self.damaged(name, "is longer than it was"));
             }
             upload.write_all(buffer.get(..read).unwrap_or_default()).with_context(|| {
                 format!("cannot store '{name}' at '{}'", self.destination().describe())
             })?;
             self.progress.advance(read as u64, 0);
-            list()?.renew()?;
+            list.lock().map_err(|_| anyhow::anyhow!("copying failed"))?.renew()?;
         }
         let (upload, checksum, size) = upload.finish();
-        if size != record.size {
-            return Err(self.damaged(name, &format!("has {size} bytes instead of {}", record.size)));
-        }
-        if checksum != record.checksum {
+        self.check_size(name, due_size, Some(size))?;
+        if checksum != due {
             return Err(self.damaged(name, "does not have its checksum"));
         }
         match upload.commit() {
             // Somebody else was faster.
-            Err(error) if error.kind == ErrorKind::Exists => self.compare(name, record)?,
+            Err(error) if error.kind == ErrorKind::Exists => self.compare(name, due)?,
             committed => committed?,
         }
         self.progress.advance(0, 1);
-        let closed = ClosedObject { object: name.clone(), ..ClosedObject::of(record) };
-        list()?.closed(&Closed::Object(closed), Spool::new()?)
+        Ok(())
     }
 
     /// Puts the side files, made anew from the manifest: there is no checksum of those at the source.

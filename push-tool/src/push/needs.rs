@@ -4,15 +4,13 @@ use std::collections::BTreeSet;
 
 use anyhow::Context;
 use bk_manifest::manifest::{ObjectRecord, PlainRecord};
-use bk_manifest::spool::Entries;
 use serde_json::Map;
 
 use super::{Document, Push, Stored};
 use crate::base::present;
 use crate::catalog::{Folders, NeededObject};
-use crate::commit::Needs;
 use crate::destination::Destination;
-use crate::mark;
+use crate::mark::{self, Marked};
 use crate::pack::Contents;
 use crate::plain::PlainFiles;
 
@@ -24,15 +22,14 @@ impl Push<'_> {
         folder: &str,
         stored: &Stored,
     ) -> anyhow::Result<u64> {
-        let marks = mark::read_all(destination)?;
-        let marked = mark::marked_names(&marks);
+        let marked = Marked::of(&mark::read_all(destination)?)?;
         let objects = self.objects(&stored.contents)?;
         let needed = self.needed(folder, &objects)?;
         let there = present(destination, &needed)?;
         let there: BTreeSet<&str> = there.iter().map(|object| object.name.as_str()).collect();
         let mut missing = 0;
         for NeededObject { name, record } in &needed {
-            if marked.contains(name.as_str()) || !there.contains(name.as_str()) {
+            if marked.contains(name)? || !there.contains(name.as_str()) {
                 self.lose(record.backup.as_deref(), &record.object, name)?;
                 missing += 1;
             }
@@ -74,18 +71,14 @@ impl Push<'_> {
     }
 
     /// What the document that is to be committed needs.
-    pub(super) fn needs<'a>(
+    pub(super) fn needs(
         &self,
         folder: &str,
         document: &Document,
-        entries: &'a Entries,
-    ) -> anyhow::Result<Needs<'a>> {
+    ) -> anyhow::Result<(Vec<NeededObject>, PlainFiles)> {
         let (objects, plain) = (&document.objects, document.plain.clone());
-        Ok(Needs {
-            objects: self.needed(folder, objects)?,
-            plain: PlainFiles::of(self.folders(folder), objects, plain),
-            entries,
-        })
+        let plain = PlainFiles::of(self.folders(folder), objects, plain);
+        Ok((self.needed(folder, objects)?, plain))
     }
 
     /// The records of the objects that entries refer to, in the order of `contents.live`.

@@ -177,7 +177,7 @@ fn an_object_that_prune_has_marked_is_stored_again() {
     tree.push("b0", &memory).unwrap_err();
     memory.die_after(None);
     let volume = "2026/05/01/b0/files/000001.tar.zst";
-    let mark = Mark { objects: vec![volume.into()], ..Mark::default() };
+    let mark: Mark = Mark { objects: vec![volume.into()], ..Mark::default() };
     memory.store(".bk/marks/20260501T000000Z-00000000.json", &serde_json::to_vec(&mark).unwrap());
     tree.push("b1", &memory).unwrap();
     assert!(memory.has("2026/05/01/b1/files/000001.tar.zst"));
@@ -188,7 +188,7 @@ fn an_object_that_is_marked_during_the_push_is_stored_again() {
     let tree = Tree::new(b"content");
     let memory = memory();
     let volume = "2026/05/01/b0/files/000001.tar.zst";
-    let mark = Mark { objects: vec![volume.into()], ..Mark::default() };
+    let mark: Mark = Mark { objects: vec![volume.into()], ..Mark::default() };
     memory.before(
         ".entries",
         Box::new(move |objects, now| {
@@ -258,7 +258,7 @@ fn a_commit_that_cannot_be_withdrawn_says_so() {
 fn a_commit_under_a_mark_that_is_due_is_withdrawn() {
     let tree = Tree::new(b"content");
     let memory = memory();
-    let mark =
+    let mark: Mark =
         Mark { objects: vec!["2026/05/01/b0/files/000001.tar.zst".into()], ..Mark::default() };
     memory.before(
         "manifest.json",
