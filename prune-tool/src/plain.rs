@@ -76,6 +76,8 @@ fn marks_and_reports_count_plain_files() {
     // The volume, two files, the side files, the manifest.
     assert_eq!(read.marked.objects, 1 + 2 + 3 + 1);
     assert_eq!(read.strangers.count, 0, "{:?}", read.strangers);
+    let volume = "files/000001.tar.zst".len() as u64;
+    assert_eq!(read.lines[0].backup.stored, volume + 1, "its own plain files are counted");
     let named: Vec<String> = read.mark.unwrap().objects.iter().map(Result::unwrap).collect();
     let mut due = [plain(&first, "a"), plain(&first, "e")].to_vec();
     due.insert(0, first.needs()[0].clone());

@@ -26,6 +26,8 @@ pub const NAME: &str = ".name";
 /// How the piece ends that holds the entries of an object which is closed.
 pub const ENTRIES: &str = ".entries";
 
+/// Largest piece with names that is read, in bytes: more than those of a batch of plain files have.
+const PIECE_LIMIT: u64 = 4 << 20;
 /// Pieces that are held in memory at once: each may name a thousand objects.
 const PIECES_AT_ONCE: usize = 64;
 
@@ -188,7 +190,7 @@ fn read_json<T: for<'de> Deserialize<'de>>(
     name: &str,
 ) -> anyhow::Result<Option<T>> {
     let mut bytes = Vec::new();
-    match destination.read(name, Some(0..1 << 20)) {
+    match destination.read(name, Some(0..PIECE_LIMIT)) {
         Ok(mut reader) => {
             reader.read_to_end(&mut bytes).with_context(|| format!("cannot read '{name}'"))?
         }
