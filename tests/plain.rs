@@ -275,3 +275,16 @@ fn many_are_read_at_once_where_answers_take_their_time() {
     }
     assert_eq!(world.gateway.read("other", "many/k07"), b"content 7");
 }
+
+#[test]
+fn the_layout_is_a_matter_of_choice() {
+    let (mut world, contents, _) = world();
+    world.sandbox.set("BACKUP_BUCKET_LAYOUT", "packed");
+    let document = back_up(&world.sandbox, "dest", &[]);
+    let objects = json(&document)["objects"].as_array().unwrap().clone();
+    let names: Vec<_> = objects.iter().map(|object| object["object"].as_str().unwrap()).collect();
+    assert_eq!(names, ["files/000001.tar.zst"]);
+    let fetch = ["bk-push", "fetch", "--from", "dest", "--target", "back"];
+    with_key(&world.sandbox, &fetch, &[], &document).expect(0);
+    assert_back(&world.sandbox.path("back"), &contents);
+}

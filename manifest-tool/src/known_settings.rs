@@ -174,6 +174,13 @@ pub const SETTINGS: &[(&str, &[Setting])] = &[
             )
             .example("the provider keeps versions of it"),
             setting(
+                "BACKUP_BUCKET_LAYOUT",
+                Kind::Choice(&["plain", "packed"]),
+                "How their objects are stored: each as one (plain), or many in one volume (packed), which takes far fewer\n\
+                 requests where they are small; unset means plain",
+            )
+            .example("packed"),
+            setting(
                 "BACKUP_CONFIG_FILES",
                 Kind::Paths,
                 "Configuration to keep in an archive, separated by ':': env file, secrets, certificates",

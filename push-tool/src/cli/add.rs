@@ -20,7 +20,7 @@ pub(super) struct AddArgs {
     component: String,
     /// How its objects are stored: each as one, which opens with any tool, or many in one volume, which
     /// takes far fewer requests where they are small
-    #[arg(long, value_enum, default_value_t = LayoutArg::Plain)]
+    #[arg(long, value_enum, default_value_t = LayoutArg::Plain, env = "BACKUP_BUCKET_LAYOUT")]
     layout: LayoutArg,
     /// Take no object as unchanged: have all of them read again
     #[arg(long)]
