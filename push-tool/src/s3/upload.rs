@@ -20,7 +20,7 @@ const PARTS: u64 = 10_000;
 /// Largest object that S3 takes, in bytes.
 const OBJECT: u64 = 5 << 40;
 /// Bytes in parts that are under way at once at most.
-const FLYING_BYTES: u64 = 3 * PART;
+const FLYING_BYTES: u64 = 2 * PART;
 /// The same for each of several objects that are stored at once.
 const FLYING_BYTES_EACH: u64 = PART;
 
@@ -45,6 +45,8 @@ pub(super) struct S3Upload<'a> {
     name: String,
     key: String,
     part_size: usize,
+    /// Bytes that the buffer will hold, as far as that is known.
+    due: usize,
     buffer: Vec<u8>,
     parts: Option<Parts>,
     how: How,
@@ -86,7 +88,8 @@ impl<'a> S3Upload<'a> {
     fn begin(s3: &'a S3, name: &str, key: String, bound: u64, how: How) -> Self {
         let part_size = usize::try_from(part_size(bound)).unwrap_or(usize::MAX);
         let name = name.to_owned();
-        S3Upload { s3, name, key, part_size, buffer: Vec::new(), parts: None, how }
+        let due = part_size.min(usize::try_from(bound).unwrap_or(usize::MAX));
+        S3Upload { s3, name, key, part_size, due, buffer: Vec::new(), parts: None, how }
     }
 
     /// Sends the buffer as a part.
@@ -104,6 +107,10 @@ impl Write for S3Upload<'_> {
         if self.buffer.len() >= self.part_size {
             self.send()
                 .map_err(|fault| io::Error::other(self.s3.error("store", &self.name, fault)))?;
+        }
+        if self.buffer.is_empty() {
+            // One that grows leaves a hole in memory wherever it has been.
+            self.buffer.reserve_exact(self.due);
         }
         let taken = bytes.len().min(self.part_size - self.buffer.len());
         self.buffer.extend_from_slice(&bytes[..taken]);
