@@ -43,6 +43,13 @@ fn world() -> (World, BTreeMap<String, Vec<u8>>, String) {
     (world, contents, format!("age:{recipient}"))
 }
 
+/// In clear and encrypted: where to, what push is told, what opens it.
+type Way<'a> = (&'a str, Vec<&'a str>, &'a [&'a str]);
+
+fn ways(age: &str) -> [Way<'_>; 2] {
+    [("dest", vec![], &[]), ("sealed", vec!["--encrypt", age], &["--identity", "key"])]
+}
+
 /// Backs the bucket up on top of the latest backup; returns the document.
 #[track_caller]
 fn back_up(sandbox: &Sandbox, dest: &str, push: &[&str]) -> Vec<u8> {
@@ -100,12 +107,9 @@ fn with_key(sandbox: &Sandbox, args: &[&str], key: &[&str], document: &[u8]) -> 
 fn they_come_back_by_our_tools_and_by_hand() {
     let (world, mut contents, age) = world();
     let sandbox = &world.sandbox;
-    for (dest, push, key) in [
-        ("dest", &[][..], &[][..]),
-        ("sealed", &["--encrypt", &age][..], &["--identity", "key"][..]),
-    ] {
+    for (dest, push, key) in ways(&age) {
         sandbox.init(dest, "24h");
-        let document = two_backups((&world, &mut contents), dest, push);
+        let document = two_backups((&world, &mut contents), dest, &push);
         let last = folder(sandbox, dest, &document);
         assert!(sandbox.run("bk-manifest", &["check"], &document).expect(0).stderr.is_empty());
         let shown = sandbox.run("bk-manifest", &["show"], &document).ok().text();
@@ -156,13 +160,10 @@ fn they_come_back_by_our_tools_and_by_hand() {
 fn damage_of_one_costs_the_others_nothing() {
     let (world, mut contents, age) = world();
     let sandbox = &world.sandbox;
-    for (dest, push, key) in [
-        ("dest", &[][..], &[][..]),
-        ("sealed", &["--encrypt", &age][..], &["--identity", "key"][..]),
-    ] {
+    for (dest, push, key) in ways(&age) {
         sandbox.init(dest, "24h");
-        back_up(sandbox, dest, push);
-        let document = two_backups((&world, &mut contents), dest, push);
+        back_up(sandbox, dest, &push);
+        let document = two_backups((&world, &mut contents), dest, &push);
         let objects = crate::harness::files_below(&sandbox.path(dest));
         let object = |name: &str| {
             let is_it = |path: &&PathBuf| path.to_str().unwrap().contains(name);
