@@ -2,6 +2,7 @@
 //! before are untouched, a rerun succeeds.
 
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::harness::{Ended, noise};
@@ -99,6 +100,44 @@ fn keys_that_are_revoked_half_way_cost_nothing() {
         world.proxy.clear();
         assert_eq!(world.backups(), 2, "{half}");
     }
+    assert_recovers(&world, 2);
+}
+
+#[test]
+fn a_store_that_is_lost_while_it_is_read_is_no_damage() {
+    let world = world();
+    push(&world).expect(0);
+    let document = world.sandbox.latest();
+    let steps: [&[&str]; 2] = [
+        &["bk-push", "fetch", "--from", DEST, "--target", "back"],
+        &["bk-verify", "--from", DEST, "--level", "content"],
+    ];
+    let faults =
+        [(Fault::Refuse(503, "SlowDown"), 1), (Fault::Refuse(403, "InvalidAccessKeyId"), 12)];
+    for ((fault, code), step) in faults.iter().flat_map(|fault| steps.map(|step| (fault, step))) {
+        let is_lost = AtomicBool::new(false);
+        let from_the_first_volume_on = move |request: &Request| {
+            let is_volume = request.is("GET", ".tar.zst");
+            is_lost.fetch_or(is_volume, Ordering::Relaxed) || is_volume
+        };
+        world.proxy.clear();
+        world.proxy.on(from_the_first_volume_on, 0, usize::MAX, fault.clone());
+        let ended = world.sandbox.run(step[0], &step[1..], &document).expect(*code);
+        assert!(!ended.stderr.contains("lost"), "{}", ended.stderr);
+        let requests = world.proxy.total();
+        assert!(requests < 60, "{requests} requests to a store that is lost");
+        let _ = std::fs::remove_dir_all(world.sandbox.path("back"));
+    }
+    // One object that is refused costs its own files, and is not judged.
+    let large = world.ids().pop().unwrap() + "/files/000001.tar.zst";
+    for (step, code) in steps.iter().zip([3, 22]) {
+        world.proxy.clear();
+        let large = large.clone();
+        let is_large = move |request: &Request| request.is("GET", &large);
+        world.proxy.on(is_large, 0, usize::MAX, Fault::Refuse(503, "SlowDown"));
+        world.sandbox.run(step[0], &step[1..], &document).expect(code);
+    }
+    assert!(world.sandbox.path("back/small/19").exists());
     assert_recovers(&world, 2);
 }
 

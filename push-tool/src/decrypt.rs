@@ -24,7 +24,9 @@ use crate::destination::Destination;
 use crate::encrypt::{Method, said};
 use crate::identity::{Identities, Opener};
 use crate::piped::{Piped, Step};
+use crate::place::MARKER;
 use crate::plain::{PlainFiles, StoredSum};
+use crate::store::no_destination;
 
 /// As much of an object as its header may take, and what is moved at once.
 const BUFFER: usize = 64 << 10;
@@ -182,6 +184,17 @@ impl<'a> Objects<'a> {
     /// Whether an object that `objects` names is encrypted.
     pub fn is_sealed(&self, name: &str) -> bool {
         self.sealed.objects.contains_key(name)
+    }
+
+    /// Is told that something could not be read: asks whether it is the whole destination that is gone.
+    ///
+    /// # Errors
+    /// If it is: then the rest is not lost, and would only be waited for.
+    pub fn ask_for_destination(&self) -> anyhow::Result<()> {
+        match self.destination.stat(MARKER)? {
+            Some(_) => Ok(()),
+            None => Err(no_destination(&self.destination.describe(), "is gone").into()),
+        }
     }
 
     /// How many small objects are worth reading at once.

@@ -60,6 +60,25 @@ impl Error {
     pub fn may_retry(&self) -> bool {
         self.kind == ErrorKind::Transient
     }
+
+    /// Whether the destination does not let the object be judged: what it holds is not known.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self.kind, ErrorKind::Denied | ErrorKind::Transient)
+    }
+
+    /// The destination's error among an error and its causes, also inside of an [`std::io::Error`].
+    pub fn among<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e Self> {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+            let found = error.downcast_ref().or_else(|| inner?.downcast_ref());
+            if found.is_some() {
+                return found;
+            }
+            next = error.source();
+        }
+        None
+    }
 }
 
 /// The cause of an [`Error`] of this kind, with its exit code where it has one.

@@ -30,7 +30,7 @@ use crate::catalog::Folders;
 use crate::decrypt::{Objects, Sealed};
 use crate::identity::Identities;
 use crate::locate::{Located, locate};
-use crate::read::{Plan, Receive};
+use crate::read::{Damage, Plan, Receive};
 use crate::store::Store;
 use crate::target::{Target, UnfinishedFile, is_unfinished};
 
@@ -439,7 +439,7 @@ impl<'a> Receive for Restore<'a> {
         &self,
         entry: &Entry,
         output: UnfinishedFile<'a>,
-        damage: Option<&str>,
+        damage: Option<&Damage>,
     ) -> anyhow::Result<()> {
         match damage {
             None => match output.commit(entry) {
@@ -449,7 +449,7 @@ impl<'a> Receive for Restore<'a> {
                     self.progress.advance(entry.size.unwrap_or(0), 1);
                 }
             },
-            Some(damage) => self.lose(entry, damage.to_owned()),
+            Some(damage) => self.lose(entry, damage.detail.clone()),
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! Gets content out of stored objects again: frame by frame, on all cores, every byte hashed; of objects
-//! that are one file each as many at once as the destination likes.
+//! Gets content out of stored objects again: frame by frame, as many at once as there are cores and as the
+//! destination likes, every byte hashed.
 
 use std::io::{self, Read, Write};
 use std::ops::Range;
@@ -9,28 +9,45 @@ use bk_manifest::digest::Hasher;
 use bk_manifest::entry::{At, Entry};
 use bk_manifest::sort::Sorter;
 use bk_manifest::spool::Entries;
-use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use crate::catalog::Folders;
 use crate::decrypt::{self, Objects, Opened};
+use crate::destination::Error;
 use crate::parallel;
+
+mod run;
+
+use run::{Run, Source};
 
 /// Memory for the order of reading; more goes through temporary files.
 const ORDER_BUDGET: usize = 16 << 20;
-/// Compressed bytes that are read ahead and decoded together.
-const BATCH_BYTES: u64 = 8 << 20;
-/// Groups of files decoded together.
-const BATCH_GROUPS: usize = 64;
-/// Objects of one file each that are read together: many, since the last of them are waited for.
-const BATCH_WHOLE: usize = 1024;
-/// Files decoded together: any number of equal ones can lie in the same bytes.
+/// Runs that are read together: many, since the last of them are waited for.
+const BATCH_RUNS: usize = 1024;
+/// Files read together: any number of equal ones can lie in the same bytes.
 const BATCH_ENTRIES: usize = 16 << 10;
-/// What one group counts for at most in a batch, in bytes: longer ones are decoded as a stream.
-const STREAMED_LENGTH: u64 = 4 << 20;
 /// Most that is decoded in memory for the files that share their frames, in bytes.
 const SHARED_LIMIT: u64 = 16 << 20;
 /// The same for one object that is several files, of which many may be read at once.
 const SHARED_WHOLE_LIMIT: u64 = 1 << 20;
+
+/// What is wrong with an entry's content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// A phrase that goes behind the entry's name.
+    pub detail: String,
+    /// Whether the destination would not give the bytes, so that nothing is known of them.
+    pub is_refused: bool,
+}
+
+impl Damage {
+    fn unreadable(error: &(dyn std::error::Error + 'static)) -> Self {
+        let causes = std::iter::successors(error.source(), |error| error.source());
+        let detail = causes
+            .fold(format!("cannot be read: {error}"), |detail, cause| format!("{detail}: {cause}"));
+        let is_refused = Error::among(error).is_some_and(Error::is_refusal);
+        Damage { detail, is_refused }
+    }
+}
 
 /// What becomes of content that is read.
 ///
@@ -49,7 +66,12 @@ pub trait Receive: Sync {
     ///
     /// # Errors
     /// What must end the whole reading.
-    fn end(&self, entry: &Entry, output: Self::Output, damage: Option<&str>) -> anyhow::Result<()>;
+    fn end(
+        &self,
+        entry: &Entry,
+        output: Self::Output,
+        damage: Option<&Damage>,
+    ) -> anyhow::Result<()>;
 }
 
 /// Which content is to be read, sorted by where it lies.
@@ -79,13 +101,10 @@ impl Group {
     }
 }
 
-/// Groups that are decoded together.
+/// What is read together.
 #[derive(Default)]
 struct Batch {
-    groups: Vec<Group>,
-    /// Those of objects that are one file each.
-    whole: Vec<Group>,
-    bytes: u64,
+    runs: Vec<Run>,
     entries: usize,
 }
 
@@ -93,30 +112,31 @@ impl Batch {
     /// The last group, if an entry that lies in these bytes may still join it.
     fn same_place(&mut self, object: &str, range: Option<(u64, u64)>) -> Option<&mut Group> {
         let has_room = self.entries < BATCH_ENTRIES;
-        let groups = if range.is_some() { &mut self.groups } else { &mut self.whole };
-        groups.last_mut().filter(|group| has_room && group.range == range && group.object == object)
+        let group = self.runs.last_mut().and_then(Run::last)?;
+        Some(group).filter(|group| has_room && group.range == range && group.object == object)
     }
 
     /// The one file that is read of an encrypted object needs no copy of that.
     fn stream_last(&mut self, sealed: Option<&(String, u64)>) {
         let Some((object, 1)) = sealed else { return };
-        let is_it = |group: &&mut Group| group.object == *object;
-        if let Some(group) = self.groups.iter_mut().find(is_it) {
+        if let Some(group) = self.runs.last_mut().and_then(Run::last)
+            && group.object == *object
+        {
             group.is_streamed = group.entries.len() == 1;
         }
     }
 
     fn is_full(&self) -> bool {
-        self.bytes >= BATCH_BYTES
-            || self.groups.len() >= BATCH_GROUPS
-            || self.whole.len() >= BATCH_WHOLE
-            || self.entries >= BATCH_ENTRIES
+        self.runs.len() >= BATCH_RUNS || self.entries >= BATCH_ENTRIES
     }
 
     fn push(&mut self, group: Group) {
-        self.bytes += group.range.map_or(0, |(_, length)| length.min(STREAMED_LENGTH));
         self.entries += group.entries.len();
-        if group.range.is_some() { self.groups.push(group) } else { self.whole.push(group) }
+        let refused = match self.runs.last_mut() {
+            Some(run) => run.join(group),
+            None => Some(group),
+        };
+        self.runs.extend(refused.map(Run::new));
     }
 }
 
@@ -195,27 +215,38 @@ fn parse(record: &[u8]) -> anyhow::Result<Record> {
 }
 
 fn read_batch<R: Receive>(objects: &Objects<'_>, batch: Batch, receive: &R) -> anyhow::Result<()> {
-    let read = |group: Group| {
-        bk_manifest::signal::check()?;
-        read_group(objects, &group, receive)
-    };
-    batch.groups.into_par_iter().try_for_each(read)?;
     // They mostly wait: for the destination, or for where they go to.
     let at_once = objects.at_once().max(rayon::current_num_threads());
-    parallel::try_map(at_once, batch.whole, read)?;
+    parallel::try_map(at_once, batch.runs, |run| {
+        let mut source = Source::new(objects, &run);
+        run.groups().iter().try_for_each(|group| {
+            bk_manifest::signal::check()?;
+            read_group(&mut source, group, receive)
+        })
+    })?;
     Ok(())
 }
 
-fn read_group<R: Receive>(objects: &Objects<'_>, group: &Group, receive: &R) -> anyhow::Result<()> {
+fn read_group<R: Receive>(
+    source: &mut Source<'_>,
+    group: &Group,
+    receive: &R,
+) -> anyhow::Result<()> {
     // Copies of one large file lie in the same bytes too, and may decode to far more than these.
     let decoded = group.entries.iter().map(decoded_end).max().unwrap_or(0);
     let limit = if group.range.is_some() { SHARED_LIMIT } else { SHARED_WHOLE_LIMIT };
     if group.entries.len() > 1 && decoded <= limit {
-        return read_shared(objects, group, decoded, receive);
+        return read_shared(source, group, decoded, receive);
     }
-    group.entries.iter().try_for_each(|entry| match open(objects, group, entry)? {
-        Ok(mut content) => deliver(entry, &mut content, receive),
-        Err(error) => deliver(entry, &mut Broken(format!("{error:#}")), receive),
+    group.entries.iter().try_for_each(|entry| {
+        let is_read = match open(source, group, entry)? {
+            Ok(mut content) => deliver(entry, &mut content, None, receive)?,
+            Err(error) => {
+                let damage = Damage::unreadable(error.as_ref());
+                deliver(entry, &mut io::empty(), Some(&damage), receive)?
+            }
+        };
+        if is_read { Ok(()) } else { source.give_up() }
     })
 }
 
@@ -229,14 +260,14 @@ fn decoded_end(entry: &Entry) -> u64 {
 ///
 /// What was decoded before damage is used: each file's checksum says whether it is whole.
 fn read_shared<R: Receive>(
-    objects: &Objects<'_>,
+    source: &mut Source<'_>,
     group: &Group,
     length: u64,
     receive: &R,
 ) -> anyhow::Result<()> {
     let Some(first) = group.entries.first() else { return Ok(()) };
     let mut decoded = Vec::new();
-    let stored = objects.read(&group.object, first, group.bytes(), group.is_streamed)?;
+    let stored = source.open(group, first)?;
     let decode = || -> anyhow::Result<io::Result<usize>> {
         let stored = stored?;
         Ok(match group.range {
@@ -247,35 +278,30 @@ fn read_shared<R: Receive>(
             None => stored.take(length.saturating_add(1)).read_to_end(&mut decoded),
         })
     };
-    let fault = match decode() {
-        Err(error) => Some(format!("{error:#}")),
-        Ok(Err(error)) => Some(decrypt::damage(error)?.to_string()),
+    let damage = match decode() {
+        Err(error) => Some(Damage::unreadable(error.as_ref())),
+        Ok(Err(error)) => Some(Damage::unreadable(&decrypt::damage(error)?)),
         Ok(Ok(_)) => None,
     };
+    if damage.is_some() {
+        source.give_up()?;
+    }
     for entry in &group.entries {
         let skip = entry.at.as_ref().and_then(|at| at.skip).unwrap_or(0);
         let skip = usize::try_from(skip).unwrap_or(usize::MAX);
         let mut bytes = decoded.get(skip..).unwrap_or(&[]);
-        match &fault {
-            Some(fault) => deliver(entry, &mut bytes.chain(Broken(fault.clone())), receive)?,
-            None => deliver(entry, &mut bytes, receive)?,
-        }
+        deliver(entry, &mut bytes, damage.as_ref(), receive)?;
     }
     Ok(())
 }
 
-/// Content that could not be opened: the error comes with the first read.
-struct Broken(String);
-
-impl Read for Broken {
-    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-        Err(io::Error::other(self.0.clone()))
-    }
-}
-
 /// Opens the content of one entry at its first byte; it may go on behind the content's end.
-fn open<'a>(objects: &'a Objects<'_>, group: &Group, entry: &Entry) -> anyhow::Result<Opened<'a>> {
-    let stored = match objects.read(&group.object, entry, group.bytes(), group.is_streamed)? {
+fn open<'a>(
+    source: &'a mut Source<'_>,
+    group: &Group,
+    entry: &Entry,
+) -> anyhow::Result<Opened<'a>> {
+    let stored = match source.open(group, entry)? {
         Ok(stored) if group.range.is_some() => stored,
         other => return Ok(other),
     };
@@ -291,9 +317,15 @@ fn open<'a>(objects: &'a Objects<'_>, group: &Group, entry: &Entry) -> anyhow::R
     }
 }
 
-/// Copies one entry's content out, hashing it, and tells the receiver how it went.
-fn deliver<R: Receive>(entry: &Entry, content: &mut dyn Read, receive: &R) -> anyhow::Result<()> {
-    let Some(mut output) = receive.begin(entry)? else { return Ok(()) };
+/// Copies one entry's content out, hashing it, and tells the receiver how it went. `lost` is why no more of
+/// it comes. Returns whether it could be read.
+fn deliver<R: Receive>(
+    entry: &Entry,
+    content: &mut dyn Read,
+    lost: Option<&Damage>,
+    receive: &R,
+) -> anyhow::Result<bool> {
+    let Some(mut output) = receive.begin(entry)? else { return Ok(true) };
     let size = entry.size.unwrap_or(0);
     // An object that is this one file must end with it.
     let is_whole = entry.at.as_ref().is_some_and(|at| at.offset.is_none());
@@ -303,7 +335,7 @@ fn deliver<R: Receive>(entry: &Entry, content: &mut dyn Read, receive: &R) -> an
     let damage = loop {
         bk_manifest::signal::check()?;
         match content.read(&mut buffer) {
-            Ok(0) => break None,
+            Ok(0) => break lost.filter(|_| content.limit() > 0).cloned(),
             Ok(read) => {
                 hasher.update(&buffer[..read]);
                 output
@@ -311,20 +343,23 @@ fn deliver<R: Receive>(entry: &Entry, content: &mut dyn Read, receive: &R) -> an
                     .with_context(|| format!("cannot write '{}'", entry.path))?;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => break Some(format!("cannot be read: {}", decrypt::damage(error)?)),
+            Err(error) => break Some(Damage::unreadable(&decrypt::damage(error)?)),
         }
     };
+    let is_read = damage.is_none();
     let (checksum, length) = hasher.finish();
     let damage = damage.or_else(|| {
-        if length != size {
-            Some(format!("has {length} bytes instead of {size}"))
+        let detail = if length != size {
+            format!("has {length} bytes instead of {size}")
         } else if entry.checksum.is_none() {
-            Some("has no checksum in the manifest".into())
+            "has no checksum in the manifest".into()
         } else if entry.checksum != Some(checksum) {
-            Some("does not have its checksum".into())
+            "does not have its checksum".into()
         } else {
-            None
-        }
+            return None;
+        };
+        Some(Damage { detail, is_refused: false })
     });
-    receive.end(entry, output, damage.as_deref())
+    receive.end(entry, output, damage.as_ref())?;
+    Ok(is_read)
 }

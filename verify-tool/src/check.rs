@@ -217,7 +217,7 @@ pub fn read_one(
     let problem = |fault, detail: String| Ok(Some((fault, detail)));
     let failed = |error: Error| match error.kind {
         ErrorKind::NotFound => problem(Fault::Missing, "is missing".into()),
-        ErrorKind::Denied | ErrorKind::Transient => Err(error.into()),
+        _ if error.is_refusal() => Err(error.into()),
         _ => problem(Fault::Unreadable, format!("cannot be read: {}", error.source)),
     };
     let read = match destination.checksum(name) {
@@ -236,6 +236,7 @@ pub fn read_one(
     bk_manifest::signal::check()?;
     progress.advance(0, 1);
     match read {
+        Err(error) if Error::among(&error).is_some_and(Error::is_refusal) => Err(error.into()),
         Err(error) => problem(Fault::Unreadable, format!("cannot be read: {error}")),
         Ok((_, size)) if size != stored.size => {
             problem(Fault::Size, format!("has {size} bytes instead of {}", stored.size))

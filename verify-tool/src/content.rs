@@ -16,7 +16,7 @@ use bk_manifest::spool::Entries;
 use bk_push::catalog::Folders;
 use bk_push::decrypt::Objects;
 use bk_push::plain::PlainFiles;
-use bk_push::read::{Plan, Receive};
+use bk_push::read::{Damage, Plan, Receive};
 use tempfile::NamedTempFile;
 
 use crate::dump_folders::DumpFolders;
@@ -327,9 +327,15 @@ impl<'a> Receive for Judge<'a> {
         Ok(Some(Output::Hashed(progress)))
     }
 
-    fn end(&self, entry: &Entry, output: Output<'a>, damage: Option<&str>) -> anyhow::Result<()> {
-        if let Some(detail) = damage {
-            self.damage(entry, Fault::Content, detail)?;
+    fn end(
+        &self,
+        entry: &Entry,
+        output: Output<'a>,
+        damage: Option<&Damage>,
+    ) -> anyhow::Result<()> {
+        if let Some(damage) = damage {
+            let fault = if damage.is_refused { Fault::Unchecked } else { Fault::Content };
+            self.damage(entry, fault, &damage.detail)?;
         } else if let Output::Dump(file, _) = &output
             && let Some(dump) = self.content.dump(entry)
         {

@@ -10,7 +10,7 @@ use bk_manifest::progress::Progress;
 
 use super::{Attributes, Bucket};
 use crate::destination::{Error, ErrorKind, Upload};
-use crate::read::Receive;
+use crate::read::{Damage, Receive};
 
 /// Objects in a row that cannot be put before the bucket is given up.
 const FAULTS_LIMIT: u32 = 16;
@@ -110,11 +110,16 @@ impl<'a> Receive for Putting<'a> {
         }
     }
 
-    fn end(&self, entry: &Entry, output: Self::Output, damage: Option<&str>) -> anyhow::Result<()> {
+    fn end(
+        &self,
+        entry: &Entry,
+        output: Self::Output,
+        damage: Option<&Damage>,
+    ) -> anyhow::Result<()> {
         match damage {
             None => self.commit(entry, output),
             Some(damage) => {
-                self.lose(entry, damage.to_owned());
+                self.lose(entry, damage.detail.clone());
                 Ok(())
             }
         }

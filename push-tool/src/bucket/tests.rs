@@ -24,8 +24,9 @@ use serde_json::json;
 use super::add::{Options, add, skip};
 use super::memory::{MemoryBucket, Object};
 use super::{Attributes, Bucket};
-use crate::destination::ErrorKind;
+use crate::destination::{Destination as _, ErrorKind};
 use crate::memory::{Memory, store_on};
+use crate::place::MARKER;
 use crate::push::{self, push};
 
 const GRACE: Duration = Duration::from_hours(24);
@@ -94,7 +95,9 @@ fn pushed(
 }
 
 fn memory() -> Arc<Memory> {
-    Arc::new(Memory::new("2026-05-01T00:00:00Z"))
+    let memory = Memory::new("2026-05-01T00:00:00Z");
+    memory.create(MARKER, b"{}").unwrap();
+    Arc::new(memory)
 }
 
 /// A document as the file that the next backup names as its parent.
