@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 
+use bk_push::borders::Borders;
 use bk_push::catalog::BackupInfo;
 use bk_push::destination::Destination;
 use bk_push::mark::Mark;
@@ -221,6 +222,9 @@ impl<'a> Flow<'a> {
                 self.table.add(name, FOUND)?;
                 self.required -= 1;
             }
+            if survey.catalog.borders.is_beyond(name) {
+                continue;
+            }
             let verdict = state.verdict(name);
             if verdict == Verdict::Deleted || self.due_manifests.contains(name) {
                 sizes.deleted.add(object.size);
@@ -265,12 +269,16 @@ impl<'a> Flow<'a> {
         Ok(missing.map(|name| (backup, name)))
     }
 
-    /// Tells what goes now from what is marked now.
-    pub(crate) fn going(&self) -> anyhow::Result<Going> {
+    /// Tells what goes now from what is marked now. What lies in another destination never goes,
+    /// whatever a mark says that was put before that was known.
+    pub(crate) fn going(&self, borders: &Borders) -> anyhow::Result<Going> {
         let mut going = Going::default();
         for name in self.candidates.iter() {
             bk_manifest::signal::check()?;
             let name = name?;
+            if borders.is_beyond(&name) {
+                continue;
+            }
             match self.table.get(&name)?.verdict(&name) {
                 Verdict::Deleted if partial_list_of(&name).is_some() => going.pieces.add(&name)?,
                 Verdict::Deleted => going.objects.add(&name)?,

@@ -203,7 +203,7 @@ impl Plan {
             .collect();
         let new: Vec<&BackupInfo> =
             lines.iter().filter(|line| line.fate == Fate::Mark).map(|line| &line.backup).collect();
-        let Going { objects, pieces, marked } = flow.going()?;
+        let Going { objects, pieces, marked } = flow.going(&survey.catalog.borders)?;
         let deletion = Deletion {
             manifests: flow.due_manifests.iter().cloned().collect(),
             objects,

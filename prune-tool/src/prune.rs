@@ -106,6 +106,9 @@ fn plan_from(
     options: &Options,
     progress: &dyn Progress,
 ) -> anyhow::Result<Plan> {
+    if let Some(warning) = survey.catalog.borders.warning() {
+        progress.warn(&warning);
+    }
     survey.check(options.accepts_missing)?;
     if let Some(own) = &options.own
         && survey.catalog.find(own).is_none_or(|backup| backup.series != series)

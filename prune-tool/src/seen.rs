@@ -73,11 +73,15 @@ pub fn newest(records: &[PlacedSeen]) -> BTreeMap<&str, &PlacedSeen> {
 }
 
 /// Refuses if backups are missing that the last prune left: `known` are those that are there or
-/// that a mark names.
+/// that a mark names. `other` says where some may have gone that were listed here once.
 ///
 /// # Errors
 /// [`Exit::Unmet`].
-pub fn check(records: &[PlacedSeen], known: &BTreeSet<&str>) -> anyhow::Result<()> {
+pub fn check(
+    records: &[PlacedSeen],
+    known: &BTreeSet<&str>,
+    other: Option<String>,
+) -> anyhow::Result<()> {
     for (series, placed) in newest(records) {
         let missing: Vec<&str> = placed
             .seen
@@ -98,10 +102,14 @@ pub fn check(records: &[PlacedSeen], known: &BTreeSet<&str>) -> anyhow::Result<(
             missing.len(),
             placed.seen.backups.len(),
         );
-        return Err(Failure::new(Exit::Unmet, message)
+        let failure = Failure::new(Exit::Unmet, message)
             .hint("nothing was removed: is the whole destination there?")
-            .hint("if they were removed on purpose: --accept-missing")
-            .into());
+            .hint("if they were removed on purpose: --accept-missing");
+        return Err(match other {
+            None => failure,
+            Some(other) => failure.hint(other),
+        }
+        .into());
     }
     Ok(())
 }

@@ -109,7 +109,7 @@ impl Survey {
         if accepts_missing {
             return Ok(());
         }
-        seen::check(&self.seen, &self.known_ids())
+        seen::check(&self.seen, &self.known_ids(), self.catalog.borders.warning())
     }
 
     /// Whether a manifest that was listed is gone by now.
@@ -131,5 +131,92 @@ impl Survey {
         let here = self.catalog.backups.iter().map(|backup| backup.id.as_str());
         let marked = self.marks.iter().flat_map(|placed| &placed.mark.backups);
         here.chain(marked.map(String::as_str)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::num::NonZeroU32;
+
+    use bk_manifest::exit::classify;
+    use bk_manifest::progress::Silent;
+
+    use super::*;
+    use crate::prune::{Outcome, plan, prune};
+    use crate::rules::Rules;
+    use crate::testing::{GRACE, Made, Memory, options};
+
+    const MARKER: &[u8] = br#"{"id":"0123456789abcdef","grace_seconds":86400}"#;
+    const INNER: &str = "hosts/b/";
+
+    fn run(store: &Memory, last: u32) -> anyhow::Result<Outcome> {
+        let rules = Rules { last: NonZeroU32::new(last), ..Rules::default() };
+        prune(store, "app", &options(store, rules), &Silent)
+    }
+
+    /// Two backups of an application, and below them two of the same one on another host; returns
+    /// the names of what is the other's, without the marker.
+    fn nested() -> (Memory, Vec<String>) {
+        let (outer, inner) = ["2026-05-01T00:00:00Z"; 2].map(Memory::new).into();
+        for time in ["2026-04-26T02:00:00Z", "2026-04-27T02:00:00Z"] {
+            Made::new(time).with_plain(&["a"]).store(&outer);
+        }
+        for time in ["2026-04-20T03:00:00Z", "2026-04-28T03:00:00Z"] {
+            Made::new(time).with_plain(&["a"]).store(&inner);
+        }
+        let mut names = Vec::new();
+        for name in inner.names() {
+            let mut bytes = Vec::new();
+            inner.read(&name, None).unwrap().read_to_end(&mut bytes).unwrap();
+            names.push(format!("{INNER}{name}"));
+            outer.store(&format!("{INNER}{name}"), &bytes);
+        }
+        (outer, names)
+    }
+
+    fn prune_twice(store: &Memory) -> Outcome {
+        run(store, 1).unwrap();
+        store.advance(GRACE);
+        run(store, 1).unwrap()
+    }
+
+    #[test]
+    fn a_destination_inside_another_is_left_alone() {
+        let (store, inner) = nested();
+        store.store(&format!("{INNER}.bk-destination"), MARKER);
+        let rules = Rules { last: NonZeroU32::new(1), ..Rules::default() };
+        let plan = plan(&store, "app", &options(&store, rules), &Silent).unwrap();
+        assert_eq!((plan.lines.len(), plan.strangers.count), (2, 0));
+        let outcome = prune_twice(&store);
+        assert_eq!(outcome.removed, ["backup-20260426-020000-00000000"]);
+        assert_eq!(outcome.kept, 1, "the other's newest backup is not counted");
+        assert!(inner.iter().all(|name| store.has(name)));
+    }
+
+    #[test]
+    fn a_mark_from_before_does_not_reach_into_another_destination() {
+        let (store, inner) = nested();
+        run(&store, 1).unwrap();
+        store.advance(GRACE);
+        store.store(&format!("{INNER}.bk-destination"), MARKER);
+        // What this run had left is another's now.
+        assert_eq!(classify(&run(&store, 1).unwrap_err()), Exit::Unmet);
+        let mut options = options(&store, Rules { last: NonZeroU32::new(2), ..Rules::default() });
+        options.accepts_missing = true;
+        let error = prune(&store, "app", &options, &Silent).unwrap_err();
+        assert_eq!(classify(&error), Exit::Unmet, "the last good backup is marked: {error}");
+        Made::new("2026-04-30T02:00:00Z").store(&store);
+        prune(&store, "app", &options, &Silent).unwrap();
+        assert!(inner.iter().all(|name| store.has(name)));
+    }
+
+    #[test]
+    fn a_file_that_only_has_a_markers_name_hides_no_backup() {
+        let (store, _) = nested();
+        store.store(&format!("{INNER}.bk-destination"), b"mine");
+        let survey = Survey::read(&store, GRACE, None).unwrap();
+        assert_eq!(survey.catalog.backups.len(), 4);
+        assert_eq!(survey.catalog.borders.warning(), None);
     }
 }

@@ -127,18 +127,19 @@ fn rest(
                 .each_plain(destination, backup, &mut |name, _| table.add(name, KEPT).map(drop))?;
         }
     }
+    let borders = &survey.catalog.borders;
     let mut objects = Names::default();
     for object in destination.list("")? {
         bk_manifest::signal::check()?;
         let name = object?.name;
         let state = table.get(&name)?;
-        if state.has(DUE) && !state.has(KEPT) {
+        if state.has(DUE) && !state.has(KEPT) && !borders.is_beyond(&name) {
             objects.add(&name)?;
         }
     }
     let mut left = Vec::new();
     for name in manifests {
-        if destination.stat(name)?.is_some() {
+        if !borders.is_beyond(name) && destination.stat(name)?.is_some() {
             left.push(name.to_owned());
         }
     }

@@ -9,7 +9,9 @@ use bk_manifest::manifest::{Component, Header, ObjectRecord, Status, Trailer};
 use bk_manifest::path::escape;
 use bk_manifest::time::Time;
 
+use crate::borders::Borders;
 use crate::destination::{Destination, ObjectInfo};
+use crate::walk::Manifests;
 use crate::{outer, parallel, place};
 
 /// A backup that is there: what its header and trailer say, but for the objects.
@@ -91,8 +93,10 @@ pub struct Catalog {
     pub backups: Vec<BackupInfo>,
     /// Backups of other systems, which are nothing to build on, to count or to remove.
     pub foreign: Vec<ForeignBackup>,
-    /// Manifests that could not be read, and why.
+    /// Manifests, and markers of other destinations, that could not be read, and why.
     pub unreadable: Vec<(ObjectInfo, anyhow::Error)>,
+    /// Other destinations inside this one, whose backups are not here.
+    pub borders: Borders,
 }
 
 /// An object that a backup needs, by its name at the destination.
@@ -110,30 +114,35 @@ impl Catalog {
     /// # Errors
     /// Those of the listing; a manifest that cannot be read is in [`Catalog::unreadable`].
     pub fn read(destination: &dyn Destination) -> anyhow::Result<Self> {
-        let mut manifests = Vec::new();
+        let mut manifests = Manifests::default();
         for object in destination.list("")? {
             bk_manifest::signal::check()?;
             let object = object?;
+            manifests.candidates.note(&object);
             if place::is_manifest(&object.name) {
-                manifests.push(object);
+                manifests.objects.push(object);
             }
         }
         Catalog::of(destination, manifests)
     }
 
-    /// Reads header and trailer of these manifests.
+    /// Reads header and trailer of these manifests, but for those of other destinations.
     ///
     /// # Errors
     /// As [`Catalog::read`].
-    pub fn of(destination: &dyn Destination, manifests: Vec<ObjectInfo>) -> anyhow::Result<Self> {
-        let read = parallel::map(destination.at_once(), manifests, |object| -> anyhow::Result<_> {
+    pub fn of(destination: &dyn Destination, manifests: Manifests) -> anyhow::Result<Self> {
+        let Manifests { mut objects, candidates } = manifests;
+        let mut borders = candidates.confirm(destination);
+        objects.retain(|object| !borders.is_beyond(&object.name));
+        let read = parallel::map(destination.at_once(), objects, |object| -> anyhow::Result<_> {
             bk_manifest::signal::check()?;
             let read = read_manifest(destination, &object);
             // Gone since the listing: prune or a withdrawn commit.
             let is_gone = read.is_err() && destination.stat(&object.name)?.is_none();
             Ok((!is_gone).then_some((object, read)))
         });
-        let mut catalog = Catalog::default();
+        let unreadable = std::mem::take(&mut borders.unreadable);
+        let mut catalog = Catalog { unreadable, borders, ..Catalog::default() };
         for read in read {
             match read? {
                 None => {}

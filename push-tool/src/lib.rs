@@ -7,6 +7,7 @@ pub use bk_manifest::location;
 
 pub mod access;
 pub mod base;
+pub mod borders;
 pub mod bucket;
 pub mod catalog;
 pub mod cli;

@@ -10,6 +10,7 @@ use bk_manifest::path::escape;
 use serde::{Deserialize, Serialize};
 
 use crate::access::Access;
+use crate::borders::MARKER_LIMIT;
 use crate::destination::{Created, Destination, ErrorKind};
 use crate::local::{FOLDER_MODE, Local};
 use crate::location::Location;
@@ -59,7 +60,7 @@ impl Store {
         access: &Access,
     ) -> anyhow::Result<(Box<dyn Destination>, Option<Marker>)> {
         let destination = connect(&Location::parse(name)?, access)?;
-        let text = match destination.read(MARKER, Some(0..65536)) {
+        let text = match destination.read(MARKER, Some(0..MARKER_LIMIT)) {
             Ok(marker) => Some(
                 std::io::read_to_string(marker).context("cannot read the destination's marker")?,
             ),

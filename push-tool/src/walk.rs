@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bk_manifest::exit::{Exit, Failure};
 
+use crate::borders::Candidates;
 use crate::destination::{Destination, ObjectInfo};
 use crate::place;
 
@@ -31,9 +32,18 @@ fn is_own(name: &str) -> bool {
     name.strip_prefix(place::OWN_FOLDER).is_some_and(|rest| rest.starts_with('/'))
 }
 
+/// Manifests as a listing shows them, those of other destinations in it too.
+#[derive(Debug, Default)]
+pub struct Manifests {
+    /// The manifests.
+    pub objects: Vec<ObjectInfo>,
+    /// What may be markers of other destinations.
+    pub candidates: Candidates,
+}
+
 /// What one listing showed.
 struct Look {
-    manifests: Vec<ObjectInfo>,
+    manifests: Manifests,
     objects: u64,
     /// Of all names and sizes, in whatever order they come.
     sum: u64,
@@ -41,7 +51,7 @@ struct Look {
 
 /// Lists everything once; keeps the manifests only.
 fn look(destination: &dyn Destination, hasher: &RandomState) -> anyhow::Result<Look> {
-    let mut look = Look { manifests: Vec::new(), objects: 0, sum: 0 };
+    let mut look = Look { manifests: Manifests::default(), objects: 0, sum: 0 };
     for object in destination.list("")? {
         bk_manifest::signal::check()?;
         let object = object?;
@@ -50,8 +60,9 @@ fn look(destination: &dyn Destination, hasher: &RandomState) -> anyhow::Result<L
         }
         look.objects += 1;
         look.sum = look.sum.wrapping_add(hasher.hash_one((&object.name, object.size)));
+        look.manifests.candidates.note(&object);
         if may_be_manifest(&object.name) {
-            look.manifests.push(object);
+            look.manifests.objects.push(object);
         }
     }
     Ok(look)
@@ -61,7 +72,7 @@ fn look(destination: &dyn Destination, hasher: &RandomState) -> anyhow::Result<L
 ///
 /// # Errors
 /// Those of the listing.
-pub fn manifests(destination: &dyn Destination) -> anyhow::Result<Vec<ObjectInfo>> {
+pub fn manifests(destination: &dyn Destination) -> anyhow::Result<Manifests> {
     Ok(look(destination, &RandomState::new())?.manifests)
 }
 
@@ -74,7 +85,7 @@ pub fn settled(
     destination: &dyn Destination,
     pause: Duration,
     wait: &mut dyn FnMut(Duration) -> anyhow::Result<()>,
-) -> anyhow::Result<Vec<ObjectInfo>> {
+) -> anyhow::Result<Manifests> {
     let hasher = RandomState::new();
     let mut last = look(destination, &hasher)?;
     for _ in 1..LOOKS {
@@ -113,8 +124,8 @@ mod tests {
         Memory::new("2026-05-01T00:00:00Z")
     }
 
-    fn names(manifests: &[ObjectInfo]) -> Vec<&str> {
-        manifests.iter().map(|object| object.name.as_str()).collect()
+    fn names(manifests: &Manifests) -> Vec<&str> {
+        manifests.objects.iter().map(|object| object.name.as_str()).collect()
     }
 
     #[test]
@@ -136,6 +147,18 @@ mod tests {
             memory.store(name, b"");
         }
         assert_eq!(names(&manifests(&memory).unwrap()), found);
+    }
+
+    #[test]
+    fn backups_of_a_destination_inside_are_not_this_ones() {
+        let memory = memory();
+        memory.store("a/manifest.json", FOREIGN.as_bytes());
+        memory.store("host/b/manifest.json", FOREIGN.as_bytes());
+        memory.store("host/.bk-destination", br#"{"id":"b","grace_seconds":86400}"#);
+        let catalog = Catalog::of(&memory, manifests(&memory).unwrap()).unwrap();
+        assert_eq!(catalog.foreign.len(), 1);
+        assert_eq!(catalog.borders.folders().collect::<Vec<_>>(), ["host"]);
+        assert!(Catalog::read(&memory).unwrap().foreign.len() == 1);
     }
 
     #[test]
@@ -171,7 +194,7 @@ mod tests {
             }
             Ok(())
         };
-        assert_eq!(settled(&memory, PAUSE, &mut wait).unwrap()[0].size, 2);
+        assert_eq!(settled(&memory, PAUSE, &mut wait).unwrap().objects[0].size, 2);
         assert_eq!(waits, 3);
     }
 

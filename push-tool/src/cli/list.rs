@@ -48,12 +48,16 @@ pub(super) fn run(args: &ListArgs, console: &Console) -> anyhow::Result<Exit> {
         // Backups of ours below a folder without its marker may be half of what there was.
         let count = catalog.backups.len();
         if count > 0 || catalog.foreign.is_empty() {
-            let failure = store::no_destination(&args.from, "is not there, or is no destination");
-            return Err(match count {
-                0 => failure,
-                _ => failure.hint(format!("backups below it: {count}; was its marker lost?")),
+            let mut failure =
+                store::no_destination(&args.from, "is not there, or is no destination");
+            if count > 0 {
+                failure = failure.hint(format!("backups below it: {count}; was its marker lost?"));
             }
-            .into());
+            if let Some(folder) = catalog.borders.folders().next() {
+                let folder = bk_manifest::path::escape(folder.as_bytes());
+                failure = failure.hint(format!("a destination below it: '{folder}'"));
+            }
+            return Err(failure.into());
         }
         console.warn(&format!(
             "'{}' is no destination of bk: these are backups of other systems",
@@ -67,6 +71,9 @@ pub(super) fn run(args: &ListArgs, console: &Console) -> anyhow::Result<Exit> {
         let count = catalog.foreign.len();
         console
             .note(&format!("{count} backups of other systems are not shown: they have no series"));
+    }
+    if let Some(warning) = catalog.borders.warning() {
+        console.warn(&warning);
     }
     let mut output = console.text_output();
     if args.json {
