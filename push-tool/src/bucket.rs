@@ -82,6 +82,9 @@ pub trait Bucket: Send + Sync {
     /// How it is called in messages.
     fn describe(&self) -> String;
 
+    /// The backup destination that it lies in, by its name, if there is one that may be looked at.
+    fn destination_above(&self) -> Result<Option<String>>;
+
     /// All objects, as a stream, in any order. A change meanwhile may show one twice.
     ///
     /// # Errors

@@ -30,6 +30,7 @@ use crate::access::Access;
 use crate::destination::{
     Change, Created, Destination, Error, ErrorKind, Listing, ObjectInfo, Result, Upload,
 };
+use crate::place::{MARKER, join, parent};
 use client::{Client, Request, date};
 use fault::Fault;
 use probe::Abilities;
@@ -68,7 +69,7 @@ impl S3 {
         Ok(S3 {
             client: Arc::new(client),
             prefix: prefix.to_owned(),
-            place: format!("s3://{}", crate::place::join(bucket, prefix).trim_end_matches('/')),
+            place: format!("s3://{}", join(bucket, prefix).trim_end_matches('/')),
             abilities: OnceLock::new(),
             one: Mutex::new(()),
         })
@@ -77,14 +78,14 @@ impl S3 {
     /// The key of an object.
     fn key(&self, name: &str) -> std::result::Result<String, Fault> {
         RelPath::new(name).map_err(|error| Fault::Local(error.to_string()))?;
-        Ok(crate::place::join(&self.prefix, name))
+        Ok(join(&self.prefix, name))
     }
 
     /// What all keys below a folder begin with.
     fn key_prefix(&self, folder: &str) -> String {
         let path = match folder {
             "" => self.prefix.clone(),
-            folder => crate::place::join(&self.prefix, folder),
+            folder => join(&self.prefix, folder),
         };
         if path.is_empty() { path } else { path + "/" }
     }
@@ -125,6 +126,29 @@ impl S3 {
             }
             Err(fault) => Err(fault),
         }
+    }
+
+    /// The backup destination that this place lies in, by its name: at the bucket, or at a prefix of ours.
+    ///
+    /// Keys that may not look there learn nothing: they are bound to our prefix.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn destination_above(&self) -> Result<Option<String>> {
+        let bucket = self.place.strip_suffix(&self.prefix).unwrap_or(&self.place);
+        let bucket = bucket.trim_end_matches('/');
+        let mut above = self.prefix.as_str();
+        while !above.is_empty() {
+            above = parent(above);
+            match self.head(&join(above, MARKER)) {
+                Ok(Some(_)) if above.is_empty() => return Ok(Some(bucket.to_owned())),
+                Ok(Some(_)) => return Ok(Some(join(bucket, above))),
+                Ok(None) => {}
+                Err(fault) if fault.kind() == ErrorKind::Denied => {}
+                Err(fault) => return Err(self.error("look at", &join(above, MARKER), fault)),
+            }
+        }
+        Ok(None)
     }
 
     /// Who put the object of a name, by the token it carries.

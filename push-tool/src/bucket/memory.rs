@@ -38,6 +38,8 @@ struct State {
     is_gone: bool,
     /// So many objects may be asked for; then the keys are revoked.
     valid_for: Option<u64>,
+    /// The backup destination that it lies in.
+    destination_above: Option<String>,
     /// What happens after some of an object's bytes were read.
     accidents: Vec<(String, Accident)>,
 }
@@ -107,6 +109,11 @@ impl MemoryBucket {
         self.state().listed_too.push(object.listed(key));
     }
 
+    /// Has it lie in a backup destination.
+    pub(crate) fn lie_in(&self, destination: &str) {
+        self.state().destination_above = Some(destination.to_owned());
+    }
+
     pub(crate) fn deny(&self, key: &str) {
         self.refuse(key, ErrorKind::Denied);
     }
@@ -162,6 +169,10 @@ impl MemoryBucket {
 impl Bucket for MemoryBucket {
     fn describe(&self) -> String {
         "s3://memory".into()
+    }
+
+    fn destination_above(&self) -> Result<Option<String>> {
+        Ok(self.state().destination_above.clone())
     }
 
     fn list(&self) -> Result<Listing<'_>> {

@@ -32,7 +32,7 @@ impl Objects {
     /// Reads the whole listing; paths begin with the component's name.
     ///
     /// # Errors
-    /// Those of the bucket; [`Exit::Usage`] for one that is a backup destination.
+    /// Those of the bucket; [`Exit::Usage`] for one that is a backup destination, or lies in one.
     pub(super) fn list(
         bucket: &dyn Bucket,
         component: &str,
@@ -43,6 +43,11 @@ impl Objects {
             left_out: LeftOut::default(),
             destinations: BTreeSet::new(),
         };
+        if let Some(above) = bucket.destination_above()? {
+            let message =
+                format!("'{}' lies in the backup destination '{above}'", bucket.describe());
+            return Err(fail(Exit::Usage, message));
+        }
         progress.begin("listing", None);
         for listed in bucket.list()? {
             bk_manifest::signal::check()?;

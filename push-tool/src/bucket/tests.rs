@@ -219,6 +219,16 @@ fn backups_in_the_bucket_are_not_backed_up() {
 }
 
 #[test]
+fn a_bucket_that_lies_in_a_destination_is_not_backed_up() {
+    let bucket = MemoryBucket::default();
+    bucket.store("2026/x", Object::new(b"1", 0));
+    bucket.lie_in("s3://backups");
+    let error = added(&begun(1, None, Vec::new()), &bucket).unwrap_err();
+    assert_eq!(classify(&error), Exit::Usage);
+    assert!(error.to_string().contains("lies in the backup destination 's3://backups'"));
+}
+
+#[test]
 fn unchanged_objects_are_not_read_again_and_keep_what_the_parent_knows() {
     let (bucket, memory) = (MemoryBucket::default(), memory());
     let first = Object::new(b"one", 1).with_type("text/x").with_metadata("who", "me ä");
@@ -475,6 +485,10 @@ struct Many;
 impl Bucket for Many {
     fn describe(&self) -> String {
         "s3://many".into()
+    }
+
+    fn destination_above(&self) -> crate::destination::Result<Option<String>> {
+        Ok(None)
     }
 
     fn list(&self) -> crate::destination::Result<super::Listing<'_>> {

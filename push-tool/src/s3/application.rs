@@ -71,6 +71,10 @@ impl Bucket for ApplicationBucket {
         self.0.place.clone()
     }
 
+    fn destination_above(&self) -> Result<Option<String>> {
+        self.0.destination_above().map_err(of_a_source)
+    }
+
     fn list(&self) -> Result<Listing<'_>> {
         let objects = listing::Objects::begin(&self.0, "", listed).map_err(of_a_source)?;
         Ok(Box::new(objects.map(|object| object.map_err(of_a_source))))

@@ -52,6 +52,19 @@ fn documents() -> MemoryBucket {
     bucket
 }
 
+#[test]
+fn nothing_is_put_into_a_backup_destination_and_nothing_removed_from_it() {
+    let stored = Stored::of(&documents());
+    let other = MemoryBucket::default();
+    other.store("05/backup/manifest.json", Object::new(b"{}", 1));
+    other.lie_in("s3://b/backups");
+    for flags in [&["into", "delete"][..], &["into", "dry"]] {
+        let error = stored.mirror(&other, flags, &[]).unwrap_err();
+        assert_eq!(classify(&error), Exit::Usage, "{error}");
+    }
+    assert_eq!(other.keys(), ["05/backup/manifest.json"]);
+}
+
 fn assert_same(found: &MemoryBucket, expected: &MemoryBucket) {
     assert_eq!(found.keys(), expected.keys());
     for key in found.keys() {
