@@ -2,6 +2,7 @@
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -78,9 +79,10 @@ impl Store {
     ///
     /// # Errors
     /// [`Exit::NoDestination`] if the folder is not there (the one above it must be), those of the
-    /// file system.
+    /// file system; [`Exit::Usage`] for a new one inside another.
     pub fn init(name: &str, access: &Access, grace: Duration) -> anyhow::Result<(Self, Created)> {
         let location = Location::parse(name)?;
+        refuse_inside(name, &location, access)?;
         if let Location::Local(path) = &location
             && !path.is_dir()
         {
@@ -108,6 +110,42 @@ impl Store {
     }
 }
 
+/// Refuses to make a destination inside another: who looks after the outer one would not see it.
+///
+/// One that is there already is let be. On another host nobody looks: each folder would be a connection.
+fn refuse_inside(name: &str, location: &Location, access: &Access) -> anyhow::Result<()> {
+    let above = match location {
+        Location::Local(path) => destination_above(path),
+        Location::S3 { bucket, prefix } => {
+            let s3 = S3::open(bucket, prefix, access)?;
+            match s3.destination_above()? {
+                Some(above) if s3.stat(MARKER)?.is_none() => Some(above),
+                _ => None,
+            }
+        }
+        Location::Ssh { .. } | Location::Daemon { .. } => None,
+    };
+    let Some(above) = above else { return Ok(()) };
+    let name = escape(name.as_bytes());
+    Err(Failure::new(Exit::Usage, format!("'{name}' lies in the backup destination '{above}'"))
+        .hint("several applications share one destination; or take a place beside it")
+        .into())
+}
+
+/// The destination that a folder lies in, unless it is one itself.
+fn destination_above(path: &Path) -> Option<String> {
+    if path.join(MARKER).exists() {
+        return None;
+    }
+    // It may not be there yet; the one above it must be.
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let path = std::fs::canonicalize(path)
+        .or_else(|_| std::fs::canonicalize(parent.unwrap_or(Path::new("."))))
+        .ok()?;
+    let above = path.ancestors().find(|above| above.join(MARKER).exists())?;
+    Some(above.display().to_string())
+}
+
 /// What is said where no destination is.
 pub fn no_destination(name: &str, what: &str) -> Failure {
     let name = escape(name.as_bytes());
@@ -132,6 +170,43 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::testing::server::Server;
+    use bk_manifest::exit::classify;
+
+    #[test]
+    fn no_destination_is_made_inside_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let init = |path: &Path| {
+            Store::init(path.to_str().unwrap(), &Access::default(), DEFAULT_GRACE).map(drop)
+        };
+        let (inner, outer) = (folder.path().join("d/inner"), folder.path().join("d"));
+        std::fs::create_dir_all(&inner).unwrap();
+        init(&inner).unwrap();
+        // From above it is not looked for: it is left alone by whoever lists the outer one.
+        init(&outer).unwrap();
+        for new in [outer.join("new"), inner.join("new")] {
+            let error = init(&new).unwrap_err();
+            assert_eq!(classify(&error), Exit::Usage);
+            assert!(error.to_string().contains("lies in the backup destination"), "{error}");
+            assert!(!new.exists());
+        }
+        // What is there already goes on.
+        init(&inner).unwrap();
+    }
+
+    #[test]
+    fn no_destination_is_made_below_a_prefix_that_is_one() {
+        let server = Server::start();
+        let init = |prefix: &str| {
+            let name = format!("s3://{}/{prefix}", server.bucket_name());
+            Store::init(&name, &server.access(&[]), DEFAULT_GRACE).map(drop)
+        };
+        init("a/b").unwrap();
+        assert_eq!(classify(&init("a/b/c").unwrap_err()), Exit::Usage);
+        init("a").unwrap();
+        init("a/b").unwrap();
+        init("ab").unwrap();
+    }
 
     #[test]
     fn a_destination_that_init_makes_is_for_its_owner_alone() {
