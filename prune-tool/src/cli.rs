@@ -249,6 +249,8 @@ fn pruned(outcome: &Outcome) -> serde_json::Value {
         "freed_objects": outcome.freed.objects,
         "kept": outcome.kept,
         "marked": outcome.marked,
+        "old_versions": outcome.old_versions.bytes,
+        "old_versions_objects": outcome.old_versions.objects,
         "removed": outcome.removed,
     })
 }

@@ -42,8 +42,10 @@ pub struct Outcome {
     pub marked: Vec<String>,
     /// Ids of the backups that were deleted.
     pub removed: Vec<String>,
-    /// What was deleted.
+    /// What was deleted, and takes no space any more.
     pub freed: Amount,
+    /// What was deleted, and is kept by the store as old versions.
+    pub old_versions: Amount,
 }
 
 /// Takes the series' lock, waiting a little for it.
@@ -169,8 +171,13 @@ pub fn prune(
         }
         remove::carry_out(destination, &survey, &plan, grace)?;
         outcome.kept = plan.remaining().len() as u64;
-        outcome.freed.objects += plan.deletion.amount.objects;
-        outcome.freed.bytes += plan.deletion.amount.bytes;
+        let deleted = plan.deletion.amount;
+        if deleted.objects > 0 {
+            let keeps = destination.keeps_versions();
+            let sum = if keeps { &mut outcome.old_versions } else { &mut outcome.freed };
+            sum.objects += deleted.objects;
+            sum.bytes += deleted.bytes;
+        }
         outcome.marked.clear();
         for line in &plan.lines {
             match line.fate {
@@ -269,6 +276,17 @@ mod tests {
         assert_eq!(left, expected);
         assert!(outcome.freed.bytes > 0 && outcome.freed.objects > 0);
         assert!(store.names().iter().all(|name| !name.starts_with(".bk/marks/")));
+    }
+
+    #[test]
+    fn nothing_counts_as_freed_where_the_store_keeps_versions() {
+        let (store, _) = chain();
+        store.keep_versions();
+        run(&store, last(1)).unwrap();
+        store.advance(GRACE);
+        let outcome = run(&store, last(1)).unwrap();
+        assert_eq!((outcome.removed.len(), outcome.freed), (2, Amount::default()));
+        assert!(outcome.old_versions.objects > 0 && outcome.old_versions.bytes > 0);
     }
 
     #[test]

@@ -44,12 +44,16 @@ pub fn table(plan: &Plan, policy: &Policy) -> String {
 pub fn summary(outcome: &Outcome, grace: Duration) -> String {
     let marked = outcome.marked.len();
     let when = if marked > 0 { format!(" ({})", wait(grace)) } else { String::new() };
-    format!(
-        "kept {}, marked {marked}{when}, removed {}, freed {}",
-        outcome.kept,
-        outcome.removed.len(),
+    let freed = if outcome.old_versions.objects > 0 {
+        format!(
+            "nothing: the bucket keeps {} as old versions until a lifecycle rule removes them",
+            amount(outcome.old_versions)
+        )
+    } else {
         amount(outcome.freed)
-    )
+    };
+    let removed = outcome.removed.len();
+    format!("kept {}, marked {marked}{when}, removed {removed}, freed {freed}", outcome.kept)
 }
 
 fn amount(amount: Amount) -> String {
@@ -139,6 +143,16 @@ mod tests {
         assert_eq!(
             summary(&outcome, Duration::from_hours(24)),
             "kept 12, marked 0, removed 1, freed 1.0 GiB in 1234 objects"
+        );
+        let versions = Outcome {
+            freed: Amount::default(),
+            old_versions: Amount { objects: 10, bytes: 140 << 10 },
+            ..outcome.clone()
+        };
+        assert_eq!(
+            summary(&versions, Duration::from_hours(24)),
+            "kept 12, marked 0, removed 1, freed nothing: the bucket keeps 140 KiB in 10 objects as \
+             old versions until a lifecycle rule removes them"
         );
         outcome.marked = vec!["b".into(), "c".into()];
         assert_eq!(

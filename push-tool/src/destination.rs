@@ -197,6 +197,12 @@ pub trait Destination: Send + Sync {
         Vec::new()
     }
 
+    /// Whether what is removed goes on taking space as an old version, until the store's own rules remove
+    /// it. May take a request; one that may not be asked counts as no.
+    fn keeps_versions(&self) -> bool {
+        false
+    }
+
     /// How many small requests are worth sending at once: many where each mostly waits for an answer.
     fn at_once(&self) -> usize {
         1

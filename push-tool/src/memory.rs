@@ -20,6 +20,8 @@ pub struct Memory(Mutex<State>);
 struct State {
     objects: Objects,
     now: Time,
+    /// Whether what is removed is said to be kept as an old version.
+    keeps_versions: bool,
     /// Changes that still succeed; behind them everything fails, as after a kill.
     left: Option<u64>,
     /// Part of a name, and what happens just before the first change of such an object.
@@ -40,8 +42,14 @@ impl Memory {
     /// # Panics
     /// If that is no time.
     pub fn new(now: &str) -> Self {
-        let (objects, now) = (BTreeMap::new(), now.parse().unwrap());
-        Memory(Mutex::new(State { objects, now, left: None, accident: None, reading: None }))
+        Memory(Mutex::new(State {
+            objects: BTreeMap::new(),
+            now: now.parse().unwrap(),
+            keeps_versions: false,
+            left: None,
+            accident: None,
+            reading: None,
+        }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -64,6 +72,14 @@ impl Memory {
     /// If a test has panicked while it used this, as all of these.
     pub fn die_after(&self, changes: Option<u64>) {
         self.state().left = changes;
+    }
+
+    /// Has it say that it keeps old versions.
+    ///
+    /// # Panics
+    /// If a test has panicked while it used this.
+    pub fn keep_versions(&self) {
+        self.state().keeps_versions = true;
     }
 
     /// Has something happen just before the first change of an object whose name contains `part`.
@@ -229,6 +245,10 @@ impl Destination for Memory {
 
     fn sweep(&self, _: Time) -> Result<u64> {
         Ok(0)
+    }
+
+    fn keeps_versions(&self) -> bool {
+        self.state().keeps_versions
     }
 
     fn lock(&self, _: &str, _: &str) -> anyhow::Result<Option<bk_manifest::lock::Lock>> {

@@ -287,6 +287,10 @@ impl Destination for S3 {
         rules::limits(self)
     }
 
+    fn keeps_versions(&self) -> bool {
+        rules::keeps_versions(self)
+    }
+
     fn at_once(&self) -> usize {
         16
     }

@@ -21,7 +21,7 @@ pub(super) fn limits(s3: &S3) -> Vec<String> {
     }
     limits.extend(ask(s3, "lifecycle").map(|rules| of_lifecycle(s3, &rules)).unwrap_or_default());
     limits.extend(ask(s3, "object-lock").and_then(|lock: ObjectLock| of_lock(&lock)));
-    if ask(s3, "versioning").is_some_and(|state: Versioning| state.status.is_some()) {
+    if keeps_versions(s3) {
         limits.push(
             "the bucket keeps old versions: what prune removes goes on taking space until a \
              lifecycle rule for noncurrent versions removes it"
@@ -29,6 +29,11 @@ pub(super) fn limits(s3: &S3) -> Vec<String> {
         );
     }
     limits
+}
+
+/// Whether old versions are kept, of all objects or of those from before that was suspended.
+pub(super) fn keeps_versions(s3: &S3) -> bool {
+    ask(s3, "versioning").is_some_and(|state: Versioning| state.status.is_some())
 }
 
 fn ask<T: DeserializeOwned>(s3: &S3, what: &'static str) -> Option<T> {

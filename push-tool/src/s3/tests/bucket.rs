@@ -179,7 +179,9 @@ fn rules_that_endanger_backups_are_told() {
     assert!(rules("object-lock", locked)[0].contains("90 days (COMPLIANCE)"));
     let versions = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
     assert!(rules("versioning", versions)[0].contains("old versions"));
+    assert!(s3.keeps_versions());
     assert!(rules("versioning", "<VersioningConfiguration/>").is_empty());
+    assert!(!s3.keeps_versions());
     // Keys that may not ask learn nothing.
     for _ in 0..3 {
         server.before(Kind::Rule, 1, Accident::Refuse(403, "AccessDenied"));
