@@ -169,7 +169,7 @@ pub fn prune(
             // Nothing is listed: too little to call anything needless.
             break;
         }
-        remove::carry_out(destination, &survey, &plan, grace)?;
+        remove::carry_out(destination, &survey, &plan, grace, progress)?;
         outcome.kept = plan.remaining().len() as u64;
         let deleted = plan.deletion.amount;
         if deleted.objects > 0 {
@@ -287,6 +287,33 @@ mod tests {
         let outcome = run(&store, last(1)).unwrap();
         assert_eq!((outcome.removed.len(), outcome.freed), (2, Amount::default()));
         assert!(outcome.old_versions.objects > 0 && outcome.old_versions.bytes > 0);
+    }
+
+    /// Keeps what it is warned of.
+    #[derive(Default)]
+    struct Warnings(std::sync::Mutex<Vec<String>>);
+
+    impl Progress for Warnings {
+        fn warn(&self, message: &str) {
+            self.0.lock().unwrap().push(message.to_owned());
+        }
+        fn note(&self, _: &str) {}
+        fn begin(&self, _: &str, _: Option<u64>) {}
+        fn advance(&self, _: u64, _: u64) {}
+        fn end(&self) {}
+    }
+
+    #[test]
+    fn keys_that_may_not_sweep_are_warned_of_and_cost_no_outcome() {
+        let (store, _) = chain();
+        store.deny_sweep();
+        run(&store, last(1)).unwrap();
+        store.advance(GRACE);
+        let warnings = Warnings::default();
+        let outcome = prune(&store, "app", &options(&store, last(1)), &warnings).unwrap();
+        assert_eq!(outcome.removed.len(), 2);
+        let warnings = warnings.0.into_inner().unwrap();
+        assert!(warnings.iter().any(|warning| warning.contains("uploads")), "{warnings:?}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bk_manifest::exit::{Exit, Failure};
+use bk_manifest::progress::Progress;
 use bk_manifest::spool::ReadFrom;
 use bk_manifest::time::Time;
 use bk_push::destination::{Created, Destination, ErrorKind};
@@ -28,7 +29,7 @@ const ATTEMPTS: u32 = 5;
 /// Unfinished uploads younger than this are let be, however short the grace time is.
 const SWEEP_AFTER: Duration = Duration::from_hours(1);
 
-/// Does what the plan says.
+/// Does what the plan says. What dead uploads left is tidied up as far as the keys allow.
 ///
 /// # Errors
 /// Those of the destination; what could not be deleted stays marked, and the next run tries again.
@@ -38,6 +39,7 @@ pub fn carry_out(
     survey: &Survey,
     plan: &Plan,
     grace: Duration,
+    progress: &dyn Progress,
 ) -> anyhow::Result<()> {
     if let Some(mark) = &plan.mark {
         put_mark(destination, mark, survey.now)?;
@@ -50,7 +52,14 @@ pub fn carry_out(
     delete_names(destination, &deletion.objects)?;
     delete_names(destination, &deletion.pieces)?;
     delete(destination, &deletion.marks)?;
-    destination.sweep(survey.now.before(grace.max(SWEEP_AFTER)))?;
+    match destination.sweep(survey.now.before(grace.max(SWEEP_AFTER))) {
+        // Everything else is done, and no backup hangs on it.
+        Err(error) if error.kind == ErrorKind::Denied => {
+            let error = anyhow::Error::from(error);
+            progress.warn(&format!("what dead uploads left stays there: {error:#}"));
+        }
+        swept => drop(swept?),
+    }
     Ok(())
 }
 

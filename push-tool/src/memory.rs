@@ -22,6 +22,8 @@ struct State {
     now: Time,
     /// Whether what is removed is said to be kept as an old version.
     keeps_versions: bool,
+    /// Whether sweeping is denied.
+    denies_sweep: bool,
     /// Changes that still succeed; behind them everything fails, as after a kill.
     left: Option<u64>,
     /// Part of a name, and what happens just before the first change of such an object.
@@ -46,6 +48,7 @@ impl Memory {
             objects: BTreeMap::new(),
             now: now.parse().unwrap(),
             keeps_versions: false,
+            denies_sweep: false,
             left: None,
             accident: None,
             reading: None,
@@ -80,6 +83,14 @@ impl Memory {
     /// If a test has panicked while it used this.
     pub fn keep_versions(&self) {
         self.state().keeps_versions = true;
+    }
+
+    /// Has it refuse to sweep.
+    ///
+    /// # Panics
+    /// If a test has panicked while it used this.
+    pub fn deny_sweep(&self) {
+        self.state().denies_sweep = true;
     }
 
     /// Has something happen just before the first change of an object whose name contains `part`.
@@ -244,6 +255,9 @@ impl Destination for Memory {
     }
 
     fn sweep(&self, _: Time) -> Result<u64> {
+        if self.state().denies_sweep {
+            return Err(error(ErrorKind::Denied, "sweep", ""));
+        }
         Ok(0)
     }
 

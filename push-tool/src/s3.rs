@@ -22,6 +22,7 @@ use std::io::Read;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use bk_manifest::exit::{Exit, Failure};
 use bk_manifest::path::RelPath;
 use bk_manifest::time::Time;
 use reqwest::Method;
@@ -62,8 +63,8 @@ impl S3 {
     /// The destination below a prefix of a bucket; nothing is asked of it yet.
     ///
     /// # Errors
-    /// [`Exit::Denied`](bk_manifest::exit::Exit::Denied) without keys,
-    /// [`Exit::Usage`](bk_manifest::exit::Exit::Usage) for variables that are malformed.
+    /// [`Exit::Denied`] without keys,
+    /// [`Exit::Usage`] for variables that are malformed.
     pub fn open(bucket: &str, prefix: &str, access: &Access) -> anyhow::Result<Self> {
         let client = Client::new(Settings::read(bucket, access)?)?;
         Ok(S3 {
@@ -275,7 +276,14 @@ impl Destination for S3 {
     }
 
     fn sweep(&self, before: Time) -> Result<u64> {
-        listing::sweep(self, before).map_err(|fault| self.error("sweep", "", fault))
+        listing::sweep(self, before).map_err(|fault| {
+            let mut error = self.error("sweep", "", fault);
+            if error.kind == ErrorKind::Denied {
+                let why = format!("{}; it takes {}", error.source, listing::SWEEP_RIGHTS);
+                error.source = Failure::new(Exit::Denied, why).into();
+            }
+            error
+        })
     }
 
     /// There is none: it would outlive its holder, and safety does not hang on it.

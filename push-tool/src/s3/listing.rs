@@ -105,8 +105,19 @@ impl<T> Iterator for Objects<'_, T> {
     }
 }
 
-/// Takes away uploads that were begun before `before` and never ended, and what a probe left.
+/// What keys must be allowed to do for uploads that died to be swept.
+pub(super) const SWEEP_RIGHTS: &str =
+    "s3:ListBucketMultipartUploads on the bucket and s3:AbortMultipartUpload on its objects";
+
+/// Takes away uploads that were begun before `before` and never ended, and what a probe left: all that
+/// it may, whatever else is refused.
 pub(super) fn sweep(s3: &S3, before: Time) -> std::result::Result<u64, Fault> {
+    let uploads = sweep_uploads(s3, before);
+    let probes = sweep_probes(s3, before)?;
+    Ok(uploads? + probes)
+}
+
+fn sweep_uploads(s3: &S3, before: Time) -> std::result::Result<u64, Fault> {
     let first = Request::new(Method::GET, "")
         .query("uploads", "")
         .query("encoding-type", "url")
@@ -114,10 +125,11 @@ pub(super) fn sweep(s3: &S3, before: Time) -> std::result::Result<u64, Fault> {
     let mut request = Some(first.clone());
     let mut swept = 0;
     let mut last = None;
+    let mut refused = None;
     while let Some(asked) = request.take() {
         bk_manifest::signal::check()?;
         let answer = match s3.client.send(&asked) {
-            Err(fault) if fault.is_unknown_request() => return Ok(swept),
+            Err(fault) if fault.is_unknown_request() => break,
             answer => answer?,
         };
         let page: UploadPage = answer::parse(answer.text()?)?;
@@ -130,6 +142,7 @@ pub(super) fn sweep(s3: &S3, before: Time) -> std::result::Result<u64, Fault> {
                 match s3.client.send(&abort) {
                     // Another prune was faster.
                     Err(fault) if fault.kind() == ErrorKind::NotFound => {}
+                    Err(fault) if fault.kind() == ErrorKind::Denied => refused = Some(fault),
                     sent => {
                         sent?;
                         swept += 1;
@@ -148,7 +161,7 @@ pub(super) fn sweep(s3: &S3, before: Time) -> std::result::Result<u64, Fault> {
             last = Some(markers);
         }
     }
-    Ok(swept + sweep_probes(s3, before)?)
+    refused.map_or(Ok(swept), Err)
 }
 
 fn sweep_probes(s3: &S3, before: Time) -> std::result::Result<u64, Fault> {

@@ -10,8 +10,6 @@ mod storing;
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use bk_manifest::exit::Failure;
-
 use super::*;
 use crate::destination::Created;
 use crate::testing::server::{Accident, Kind, Server};

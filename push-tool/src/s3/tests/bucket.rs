@@ -91,6 +91,30 @@ fn dead_uploads_of_ours_are_swept_and_no_others() {
 }
 
 #[test]
+fn an_upload_that_may_not_be_swept_spares_no_other_and_the_rights_are_named() {
+    let server = Server::start();
+    let s3 = open(&server);
+    for name in ["2026/05/01/b/1", "2026/05/01/b/2", "2026/05/01/b/3"] {
+        let mut upload = s3.put(name, 1).unwrap();
+        upload.write_all(&bytes(9 << 20)).unwrap();
+        std::mem::forget(upload);
+    }
+    while server.count(Kind::Part) < 3 {
+        std::thread::yield_now();
+    }
+    server.bucket().store("backups/.bk/probe-dead", b"1");
+    let later = Time::from_unix(server.bucket().now().unix().0 + 60, 0);
+    refuse(&server, Kind::Abort, 1, 403, "AccessDenied");
+    let error = s3.sweep(later).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Denied);
+    assert!(error.source.to_string().contains("s3:AbortMultipartUpload"), "{}", error.source);
+    assert_eq!((server.bucket().uploads.len(), server.bucket().objects.len()), (1, 0));
+    refuse(&server, Kind::Uploads, 1, 403, "AccessDenied");
+    let error = s3.sweep(later).unwrap_err();
+    assert!(error.source.to_string().contains("s3:ListBucketMultipartUploads"));
+}
+
+#[test]
 fn a_proxy_with_a_clock_of_its_own_is_not_believed() {
     let server = Server::start();
     server.put_proxy_ahead(7200);
