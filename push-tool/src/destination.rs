@@ -40,19 +40,23 @@ pub enum ErrorKind {
 
 /// An operation on an object failed.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {verb} '{name}' at '{place}'")]
+#[error("cannot {verb} {}'{place}'", at(name))]
 pub struct Error {
     /// What kind it is.
     pub kind: ErrorKind,
     /// What was being done: `read`, `store`, …
     pub verb: &'static str,
-    /// The object.
+    /// The object; empty for the destination as a whole.
     pub name: String,
     /// The destination.
     pub place: String,
     /// Why; a [`Failure`] where the kind has an exit code of its own.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+fn at(name: &str) -> String {
+    if name.is_empty() { String::new() } else { format!("'{name}' at ") }
 }
 
 impl Error {
@@ -217,5 +221,21 @@ pub trait Destination: Send + Sync {
     fn requests_of(&self, change: Change) -> u64 {
         let _ = change;
         0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_the_object_or_else_the_destination() {
+        let text = |verb, name: &str| {
+            let (kind, source) = (ErrorKind::Other, "broken".into());
+            let (name, place) = (name.to_owned(), "s3://b".to_owned());
+            Error { kind, verb, name, place, source }.to_string()
+        };
+        assert_eq!(text("read", "a/b"), "cannot read 'a/b' at 's3://b'");
+        assert_eq!(text("list", ""), "cannot list 's3://b'");
     }
 }

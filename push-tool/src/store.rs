@@ -148,9 +148,15 @@ fn destination_above(path: &Path) -> Option<String> {
 
 /// What is said where no destination is.
 pub fn no_destination(name: &str, what: &str) -> Failure {
+    let hint = match Location::parse(name) {
+        Ok(Location::S3 { .. }) => "are the names of the bucket and its prefix right?",
+        Ok(Location::Ssh { .. }) => "are the names of the host and the folder there right?",
+        Ok(Location::Daemon { .. }) => "are the names of the host and the module there right?",
+        Ok(Location::Local(_)) | Err(_) => "is the disk mounted? is the name right?",
+    };
     let name = escape(name.as_bytes());
     Failure::new(Exit::NoDestination, format!("'{name}' {what}"))
-        .hint("is the disk mounted? is the name right?")
+        .hint(hint)
         .hint(format!("for a new destination: bk-push init --to {name}"))
 }
 
@@ -206,6 +212,19 @@ mod tests {
         init("a").unwrap();
         init("a/b").unwrap();
         init("ab").unwrap();
+    }
+
+    #[test]
+    fn the_hint_fits_the_kind_of_place() {
+        for (name, part) in [
+            ("/mnt/nas", "disk mounted"),
+            ("s3://backups/a", "bucket and its prefix"),
+            ("nas:/volume1", "host and the folder"),
+            ("rsync://nas/module", "host and the module"),
+        ] {
+            let hints = no_destination(name, "is not there").hints;
+            assert!(hints[0].contains(part), "{name}: {hints:?}");
+        }
     }
 
     #[test]
