@@ -1,16 +1,61 @@
 //! What a store answers in XML, as far as it is asked for.
 
 use bk_manifest::time::Time;
+use quick_xml::events::Event;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::fault::Fault;
 
-/// Reads an answer.
+/// A kind of answer.
+pub(super) trait Form: DeserializeOwned {
+    /// What its root element is called.
+    const ROOT: &str;
+}
+
+/// Reads an answer that came with the status of success.
 ///
 /// # Errors
-/// [`Fault::Odd`] for what is not XML of this form.
-pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a str) -> Result<T, Fault> {
-    quick_xml::de::from_str(body).map_err(|error| Fault::Odd(error.to_string()))
+/// [`Fault::Refused`] for a refusal: S3 begins to answer with 200 before it knows how it will end.
+/// [`Fault::Odd`] for what is not XML of this form: the page of a proxy would else be an answer in
+/// which nothing stands.
+pub(super) fn parse<T: Form>(body: &str) -> Result<T, Fault> {
+    let root = root(body)?;
+    if root == T::ROOT {
+        return quick_xml::de::from_str(body).map_err(|error| Fault::Odd(error.to_string()));
+    }
+    Err(other(body, &root, T::ROOT))
+}
+
+/// Reads an answer that has no words if all went well.
+///
+/// # Errors
+/// As [`parse`].
+pub(super) fn silence(body: &str) -> Result<(), Fault> {
+    if body.trim().is_empty() { Ok(()) } else { Err(other(body, &root(body)?, "nothing")) }
+}
+
+/// What is wrong with an answer that is not `expected`.
+fn other(body: &str, root: &str, expected: &str) -> Fault {
+    if root == Refusal::ROOT {
+        let Refusal { code, message, .. } = refusal(body);
+        return Fault::said(code.unwrap_or_default(), message.unwrap_or_default());
+    }
+    Fault::Odd(format!("it is '{root}', not {expected}"))
+}
+
+/// The name of the outermost element.
+fn root(body: &str) -> Result<String, Fault> {
+    let mut reader = quick_xml::Reader::from_str(body);
+    loop {
+        match reader.read_event().map_err(|error| Fault::Odd(error.to_string()))? {
+            Event::Start(tag) | Event::Empty(tag) => {
+                return Ok(String::from_utf8_lossy(tag.local_name().as_ref()).into_owned());
+            }
+            Event::Eof => return Err(Fault::Odd("it is no XML".into())),
+            _ => {}
+        }
+    }
 }
 
 /// Text as it stands in XML.
@@ -27,11 +72,12 @@ pub(super) struct Refusal {
     pub(super) region: Option<String>,
 }
 
+impl Form for Refusal {
+    const ROOT: &str = "Error";
+}
+
 /// Reads a refusal; one that is not XML says nothing.
 pub(super) fn refusal(body: &str) -> Refusal {
-    if !body.contains("<Error") {
-        return Refusal::default();
-    }
     parse(body).unwrap_or_default()
 }
 
@@ -42,9 +88,12 @@ pub(super) struct ObjectPage {
     #[serde(default)]
     pub(super) contents: Vec<Listed>,
     pub(super) encoding_type: Option<String>,
-    #[serde(default)]
     pub(super) is_truncated: bool,
     pub(super) next_continuation_token: Option<String>,
+}
+
+impl Form for ObjectPage {
+    const ROOT: &str = "ListBucketResult";
 }
 
 /// An object of a listing.
@@ -65,6 +114,18 @@ pub(super) struct Begun {
     pub(super) upload_id: String,
 }
 
+impl Form for Begun {
+    const ROOT: &str = "InitiateMultipartUploadResult";
+}
+
+/// The answer to `CompleteMultipartUpload`.
+#[derive(Debug, Deserialize)]
+pub(super) struct Completed {}
+
+impl Form for Completed {
+    const ROOT: &str = "CompleteMultipartUploadResult";
+}
+
 /// A page of unfinished uploads (`ListMultipartUploads`).
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -72,10 +133,13 @@ pub(super) struct UploadPage {
     #[serde(default)]
     pub(super) upload: Vec<UploadListed>,
     pub(super) encoding_type: Option<String>,
-    #[serde(default)]
     pub(super) is_truncated: bool,
     pub(super) next_key_marker: Option<String>,
     pub(super) next_upload_id_marker: Option<String>,
+}
+
+impl Form for UploadPage {
+    const ROOT: &str = "ListMultipartUploadsResult";
 }
 
 /// An unfinished upload.
@@ -88,17 +152,22 @@ pub(super) struct UploadListed {
 }
 
 /// The answer to `DeleteObjects`, asked for errors only.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Deleted {
     #[serde(default)]
     pub(super) error: Vec<NotDeleted>,
 }
 
+impl Form for Deleted {
+    const ROOT: &str = "DeleteResult";
+}
+
 /// An object that was not deleted.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct NotDeleted {
+    #[serde(default)]
     pub(super) key: String,
     #[serde(default)]
     pub(super) code: String,
@@ -113,11 +182,19 @@ pub(super) struct Versioning {
     pub(super) status: Option<String>,
 }
 
+impl Form for Versioning {
+    const ROOT: &str = "VersioningConfiguration";
+}
+
 /// The answer to `GetObjectLockConfiguration`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct ObjectLock {
     pub(super) rule: Option<LockRule>,
+}
+
+impl Form for ObjectLock {
+    const ROOT: &str = "ObjectLockConfiguration";
 }
 
 /// What new objects get.
@@ -142,6 +219,10 @@ pub(super) struct Retention {
 pub(super) struct Lifecycle {
     #[serde(default)]
     pub(super) rule: Vec<LifecycleRule>,
+}
+
+impl Form for Lifecycle {
+    const ROOT: &str = "LifecycleConfiguration";
 }
 
 /// A rule by which the store changes or removes objects by itself.
@@ -237,7 +318,9 @@ mod tests {
         let keys: Vec<_> = page.contents.iter().map(|object| &*object.key).collect();
         assert_eq!(keys, ["a & b", "c"]);
         assert!(page.is_truncated && page.next_continuation_token.as_deref() == Some("t"));
-        let empty: ObjectPage = parse("<ListBucketResult></ListBucketResult>").unwrap();
+        let empty = "\n <a:ListBucketResult xmlns:a='x'><IsTruncated>false</IsTruncated>\
+                     </a:ListBucketResult>";
+        let empty: ObjectPage = parse(empty).unwrap();
         assert!(empty.contents.is_empty() && !empty.is_truncated);
         assert!(parse::<ObjectPage>("<ListBucketResult><Contents>").is_err());
         let lifecycle: Lifecycle = parse(

@@ -17,6 +17,7 @@ use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Url};
 use tokio::runtime::Handle;
 
+use super::answer::{self, Form};
 use super::fault::Fault;
 use super::settings::Settings;
 use super::transport::{self, Moved, Patience, wait};
@@ -129,8 +130,23 @@ impl Client {
         self.retry(|| self.send_once(request))
     }
 
-    /// The same without another try.
-    pub(super) fn send_once(&self, request: &Request) -> Result<Answer, Fault> {
+    /// Sends a request that is answered in XML.
+    ///
+    /// # Errors
+    /// As [`Client::send`]; an answer that is no such answer.
+    pub(super) fn ask<T: Form>(&self, request: &Request) -> Result<T, Fault> {
+        self.retry(|| answer::parse(self.send_once(request)?.text()?))
+    }
+
+    /// Sends a request whose answer has no words if all went well.
+    ///
+    /// # Errors
+    /// As [`Client::ask`].
+    pub(super) fn tell(&self, request: &Request) -> Result<(), Fault> {
+        self.retry(|| answer::silence(self.send_once(request)?.text()?))
+    }
+
+    fn send_once(&self, request: &Request) -> Result<Answer, Fault> {
         let mut response = self.attempt(request, self.patience())?;
         let headers = response.headers().clone();
         let body = self.read_all(&mut response, self.patience())?;

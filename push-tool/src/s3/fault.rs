@@ -64,6 +64,24 @@ impl Fault {
         }
     }
 
+    /// Takes it from words that came with the status of success; its own is the one that S3 gives
+    /// such a refusal.
+    pub(super) fn said(code: String, message: String) -> Self {
+        let status = match &*code {
+            "InternalError" => 500,
+            "NotImplemented" => 501,
+            "SlowDown" | "ServiceUnavailable" => 503,
+            "AccessDenied" | "ObjectLocked" => 403,
+            "NoSuchBucket" | "NoSuchKey" | "NoSuchUpload" => 404,
+            "MethodNotAllowed" => 405,
+            "ConditionalRequestConflict" => 409,
+            "PreconditionFailed" => 412,
+            _ => 400,
+        };
+        let code = if code.is_empty() { "refused".into() } else { code };
+        Fault::Refused { status, code, message, region: None }
+    }
+
     /// S3's word for it; empty if there was no answer.
     pub(super) fn code(&self) -> &str {
         match self {

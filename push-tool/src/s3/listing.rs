@@ -54,8 +54,7 @@ impl<'a, T> Objects<'a, T> {
     fn turn(&mut self) -> Result<()> {
         let Some(request) = self.next.take() else { return Ok(()) };
         let mut turn = || -> std::result::Result<(), Fault> {
-            let answer = self.s3.client.send(&request)?;
-            let page: ObjectPage = answer::parse(answer.text()?)?;
+            let page: ObjectPage = self.s3.client.ask(&request)?;
             if page.is_truncated {
                 let token = page.next_continuation_token.filter(|token| !token.is_empty());
                 if token.is_none() || token == self.token {
@@ -128,11 +127,10 @@ fn sweep_uploads(s3: &S3, before: Time) -> std::result::Result<u64, Fault> {
     let mut refused = None;
     while let Some(asked) = request.take() {
         bk_manifest::signal::check()?;
-        let answer = match s3.client.send(&asked) {
+        let page: UploadPage = match s3.client.ask(&asked) {
             Err(fault) if fault.is_unknown_request() => break,
-            answer => answer?,
+            page => page?,
         };
-        let page: UploadPage = answer::parse(answer.text()?)?;
         let encoding = page.encoding_type.as_deref();
         for upload in &page.upload {
             let Some(key) = answer::decoded(&upload.key, encoding) else { continue };
@@ -153,7 +151,7 @@ fn sweep_uploads(s3: &S3, before: Time) -> std::result::Result<u64, Fault> {
         if page.is_truncated {
             let key = page.next_key_marker.and_then(|key| answer::decoded(&key, encoding));
             let markers = (key.unwrap_or_default(), page.next_upload_id_marker.unwrap_or_default());
-            if last.as_ref() == Some(&markers) {
+            if markers.0.is_empty() || last.as_ref() == Some(&markers) {
                 return Err(Fault::Odd("it lists the same uploads again and again".into()));
             }
             let next = first.clone().query("key-marker", markers.0.clone());
@@ -167,8 +165,7 @@ fn sweep_uploads(s3: &S3, before: Time) -> std::result::Result<u64, Fault> {
 fn sweep_probes(s3: &S3, before: Time) -> std::result::Result<u64, Fault> {
     let prefix = s3.key_prefix("") + probe::NAME;
     let request = Request::new(Method::GET, "").query("list-type", "2").query("prefix", prefix);
-    let answer = s3.client.send(&request)?;
-    let page: ObjectPage = answer::parse(answer.text()?)?;
+    let page: ObjectPage = s3.client.ask(&request)?;
     let mut swept = 0;
     for listed in page.contents.iter().filter(|listed| listed.last_modified < before) {
         s3.client.send(&Request::new(Method::DELETE, &listed.key))?;

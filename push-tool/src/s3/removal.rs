@@ -52,37 +52,31 @@ fn delete_many<'a>(s3: &S3, batch: &Keys<'a>) -> Option<Vec<(&'a String, Fault)>
     }
     body += "</Delete>";
     let request = Request::new(Method::POST, "").query("delete", "").body(body.into_bytes());
-    let sent = s3.client.send(&request).and_then(|answer| {
-        if answer.body.is_empty() {
-            return Ok(Deleted::default());
+    let whole = |fault: &Fault| batch.iter().map(|(name, _)| (*name, fault.clone())).collect();
+    let deleted: Deleted = match s3.client.ask(&request) {
+        Ok(deleted) => deleted,
+        Err(fault) if fault.is_unknown_request() || fault.status() == Some(400) => return None,
+        // One by one it is seen what becomes of each.
+        Err(Fault::Odd(_)) => return None,
+        Err(fault) => return Some(whole(&fault)),
+    };
+    let names: BTreeMap<_, _> = batch.iter().map(|(name, key)| (&**key, *name)).collect();
+    let mut failed = Vec::new();
+    for error in deleted.error.into_iter().filter(|error| error.code != "NoSuchKey") {
+        let fault = Fault::said(error.code, error.message);
+        match names.get(&*error.key) {
+            Some(name) => failed.push((*name, fault)),
+            // Nobody knows whom it means: it may be any.
+            None => return Some(whole(&fault)),
         }
-        answer::parse::<Deleted>(answer.text()?)
-    });
-    match sent {
-        Ok(deleted) => {
-            let names: BTreeMap<_, _> = batch.iter().map(|(name, key)| (&**key, *name)).collect();
-            let fault = |code: &str, message: String| {
-                let status = if code == "InternalError" { 500 } else { 403 };
-                Fault::Refused { status, code: code.to_owned(), message, region: None }
-            };
-            let errors = deleted.error.into_iter().filter(|error| error.code != "NoSuchKey");
-            Some(
-                errors
-                    .filter_map(|error| {
-                        Some((*names.get(&*error.key)?, fault(&error.code, error.message)))
-                    })
-                    .collect(),
-            )
-        }
-        Err(fault) if fault.is_unknown_request() || fault.status() == Some(400) => None,
-        Err(fault) => Some(batch.iter().map(|(name, _)| (*name, fault.clone())).collect()),
     }
+    Some(failed)
 }
 
 fn delete_each<'a>(s3: &S3, batch: &Keys<'a>) -> Vec<(&'a String, Fault)> {
     let one = |(name, key): &(&'a String, String)| match s3
         .client
-        .send(&Request::new(Method::DELETE, key))
+        .tell(&Request::new(Method::DELETE, key))
     {
         Err(fault) if fault.kind() != ErrorKind::NotFound => Some((*name, fault)),
         _ => None,

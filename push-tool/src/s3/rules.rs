@@ -1,10 +1,9 @@
 //! Rules of a bucket by which the store removes, freezes or keeps objects on its own.
 
 use reqwest::Method;
-use serde::de::DeserializeOwned;
 
 use super::S3;
-use super::answer::{self, Filter, Lifecycle, LifecycleRule, ObjectLock, Versioning};
+use super::answer::{Filter, Form, Lifecycle, LifecycleRule, ObjectLock, Versioning};
 use super::client::Request;
 
 /// What users should know of the store and the bucket, a line each.
@@ -36,9 +35,8 @@ pub(super) fn keeps_versions(s3: &S3) -> bool {
     ask(s3, "versioning").is_some_and(|state: Versioning| state.status.is_some())
 }
 
-fn ask<T: DeserializeOwned>(s3: &S3, what: &'static str) -> Option<T> {
-    let answer = s3.client.send(&Request::new(Method::GET, "").query(what, "")).ok()?;
-    answer::parse(answer.text().ok()?).ok()
+fn ask<T: Form>(s3: &S3, what: &'static str) -> Option<T> {
+    s3.client.ask(&Request::new(Method::GET, "").query(what, "")).ok()
 }
 
 fn of_lock(lock: &ObjectLock) -> Option<String> {

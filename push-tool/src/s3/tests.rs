@@ -1,5 +1,6 @@
 //! What a bucket does when its store, the network or the clock does not do what it should.
 
+mod answers;
 mod application;
 mod bucket;
 mod denied;

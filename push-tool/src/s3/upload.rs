@@ -169,8 +169,7 @@ struct Parts {
 impl Parts {
     fn begin(s3: &S3, key: &str, part_size: usize, how: &How) -> std::result::Result<Self, Fault> {
         let request = how.apply(Request::new(Method::POST, key).query("uploads", ""));
-        let answer = s3.client.send(&request)?;
-        let begun: answer::Begun = answer::parse(answer.text()?)?;
+        let begun: answer::Begun = s3.client.ask(&request)?;
         let most = match how {
             How::Create(_) => FLYING_BYTES,
             How::Replace(_) => FLYING_BYTES_EACH,
@@ -279,17 +278,7 @@ impl Parts {
     }
 
     fn try_complete(&self, request: &Request) -> std::result::Result<(), Fault> {
-        self.client.retry(|| {
-            let answer = self.client.send_once(request)?;
-            // S3 begins to answer with 200 before it knows how it will end.
-            let text = answer.text()?;
-            match answer::refusal(text).code {
-                Some(code) => {
-                    Err(Fault::refused(if code == "InternalError" { 500 } else { 400 }, None, text))
-                }
-                None => Ok(()),
-            }
-        })
+        self.client.ask(request).map(|answer::Completed {}| ())
     }
 }
 

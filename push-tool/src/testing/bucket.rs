@@ -168,7 +168,7 @@ impl Bucket {
                 let (initiated, metadata) = (self.now(), metadata(request));
                 let (key, parts) = (key.to_owned(), BTreeMap::new());
                 self.uploads.insert(id.clone(), Unfinished { key, initiated, parts, metadata });
-                Reply::new(200, format!("<R><UploadId>{id}</UploadId></R>"))
+                Reply::new(200, begun(&id))
             }
             Kind::Part => self.part(request),
             Kind::Complete => self.complete(request),
@@ -256,10 +256,12 @@ impl Bucket {
             );
             last = Some(key);
         }
-        if let Some(last) = last.filter(|_| found.next().is_some()) {
+        let last = last.filter(|_| found.next().is_some());
+        let _ = write!(body, "<IsTruncated>{}</IsTruncated>", last.is_some());
+        if let Some(last) = last {
             let _ = write!(
                 body,
-                "<IsTruncated>true</IsTruncated><NextContinuationToken>{}</NextContinuationToken>",
+                "<NextContinuationToken>{}</NextContinuationToken>",
                 last.replace('&', "&amp;").replace('<', "&lt;")
             );
         }
@@ -314,11 +316,12 @@ impl Bucket {
             );
             last = Some((id, encode(&upload.key)));
         }
-        if let Some((id, key)) = last.filter(|_| found.next().is_some()) {
+        let last = last.filter(|_| found.next().is_some());
+        let _ = write!(body, "<IsTruncated>{}</IsTruncated>", last.is_some());
+        if let Some((id, key)) = last {
             let _ = write!(
                 body,
-                "<IsTruncated>true</IsTruncated><NextKeyMarker>{key}</NextKeyMarker>\
-                 <NextUploadIdMarker>{id}</NextUploadIdMarker>"
+                "<NextKeyMarker>{key}</NextKeyMarker><NextUploadIdMarker>{id}</NextUploadIdMarker>"
             );
         }
         let end = "<EncodingType>url</EncodingType></ListMultipartUploadsResult>";
@@ -335,6 +338,12 @@ pub(super) fn key_of(path: &str, bucket: &str) -> Option<String> {
 /// A time as HTTP writes it.
 pub(super) fn http_date(time: Time) -> String {
     time.format("%a, %d %b %Y %H:%M:%S GMT")
+}
+
+fn begun(id: &str) -> String {
+    format!(
+        "<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>"
+    )
 }
 
 fn upload_id(request: &Request) -> String {

@@ -35,6 +35,8 @@ pub enum Accident {
     Wait(Receiver<()>),
     /// Something else happens first.
     First(Box<dyn FnOnce(&mut Bucket) + Send>),
+    /// Nothing is done, and it is answered with 200 and nothing.
+    Keep,
     /// It is done, and answered otherwise.
     Lie(Box<dyn FnOnce(&mut Reply) + Send>),
 }
@@ -265,6 +267,7 @@ impl Shared {
         }
         let mut bucket = self.bucket.lock().unwrap();
         let (mut is_lost, mut most) = (false, usize::MAX);
+        let mut is_kept = false;
         let mut lies = Vec::new();
         for accident in accidents {
             match accident {
@@ -272,11 +275,13 @@ impl Shared {
                 Accident::LoseReply => is_lost = true,
                 Accident::CutReply(bytes) => most = bytes,
                 Accident::First(act) => act(&mut bucket),
+                Accident::Keep => is_kept = true,
                 Accident::Lie(lie) => lies.push(lie),
                 Accident::Wait(_) => {}
             }
         }
-        let mut reply = bucket.answer(kind, &key, request);
+        let mut reply =
+            if is_kept { Reply::new(200, "") } else { bucket.answer(kind, &key, request) };
         for lie in lies {
             lie(&mut reply);
         }
