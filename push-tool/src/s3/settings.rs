@@ -57,13 +57,20 @@ impl Settings {
     /// [`Exit::Denied`] without keys, [`Exit::Usage`] for what is malformed.
     pub(super) fn read(bucket: &str, access: &Access) -> anyhow::Result<Self> {
         let (group, credential) = credential(access)?;
-        let find = |own: &str, application: Option<&str>, standard: &[&str]| {
+        let found = |own: &str, application: Option<&str>, standard: &[&str]| {
             let application = application.filter(|_| group.is_application);
-            let found = access.own(own).or_else(|| access.plain(application?));
-            found.or_else(|| standard.iter().find_map(|name| access.plain(name)))
+            let names = application.iter().chain(standard).map(|name| (*name).to_owned());
+            let mut names = std::iter::once(access.name(own)).chain(names);
+            names.find_map(|name| Some((access.plain(&name)?, name)))
         };
-        let region = find("S3_REGION", Some("S3_REGION"), &["AWS_REGION", "AWS_DEFAULT_REGION"])
-            .unwrap_or(DEFAULT_REGION);
+        let find = |own: &str, application: Option<&str>, standard: &[&str]| {
+            found(own, application, standard).map(|(value, _)| value)
+        };
+        let region =
+            match found("S3_REGION", Some("S3_REGION"), &["AWS_REGION", "AWS_DEFAULT_REGION"]) {
+                Some((region, name)) => parse_region(region, &name)?,
+                None => DEFAULT_REGION,
+            };
         let endpoint =
             find("S3_ENDPOINT", Some("S3_ENDPOINT"), &["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]);
         let is_path_style = match access.switch("S3_FORCE_PATH_STYLE")? {
@@ -164,6 +171,16 @@ fn credential(access: &Access) -> anyhow::Result<(Group, AwsCredential)> {
         return Ok((group, AwsCredential { key_id, secret_key, token }));
     }
     Err(Failure::new(Exit::Denied, "there are no keys for the bucket").hint(hint).into())
+}
+
+/// A region as it can stand in a signature and in a host's name.
+fn parse_region<'a>(region: &'a str, name: &str) -> anyhow::Result<&'a str> {
+    if region.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
+        return Ok(region);
+    }
+    Err(Failure::new(Exit::Usage, format!("{name} has other characters than a region"))
+        .hint("a region is of letters, digits, '-', '_' and '.', as in eu-west-1")
+        .into())
 }
 
 fn parse_endpoint(endpoint: &str, is_plain_allowed: bool, access: &Access) -> anyhow::Result<Url> {
@@ -292,6 +309,20 @@ mod tests {
         assert_eq!(classify(&error), Exit::Denied);
         let failure = error.downcast_ref::<Failure>().unwrap();
         assert!(failure.hints[0].contains("BACKUP_S3_ACCESS_KEY"), "{failure:?}");
+    }
+
+    #[test]
+    fn a_region_that_is_no_word_is_named() {
+        for name in ["BACKUP_S3_REGION", "AWS_REGION", "AWS_DEFAULT_REGION"] {
+            for region in ["us-east-1\r", "us east", "eu/../x", "\u{e9}"] {
+                let error = with_keys(&[(name, region)]).err().unwrap();
+                assert_eq!(classify(&error), Exit::Usage, "{name}");
+                assert!(error.to_string().starts_with(&format!("{name} ")), "{error}");
+            }
+        }
+        for region in ["eu-west-1", "auto", "Home_1.nas"] {
+            assert_eq!(with_keys(&[("AWS_REGION", region)]).unwrap().region, region);
+        }
     }
 
     #[test]
