@@ -54,8 +54,8 @@ impl ApplicationBucket {
         let response = self.0.client.open(&request)?;
         let headers = response.headers().clone();
         let download = Download::of(&self.0, key, whole, response)?;
-        let size = Some(download.left()).filter(|size| *size < u64::MAX);
-        let (size, modified) = size
+        let (size, modified) = download
+            .left()
             .zip(date(&headers, "last-modified"))
             .ok_or_else(|| Fault::Odd("an object has no size or time".into()))?;
         let etag = headers.get("etag").map(|etag| header_text(etag.as_bytes()));

@@ -20,8 +20,10 @@ pub(super) struct Download<'a> {
     etag: Option<String>,
     /// The next byte that is due.
     position: u64,
-    /// Where the object or the range ends.
+    /// Where the object or the range ends, at the latest.
     end: u64,
+    /// Whether an answer has said so: else the end of its body is the end.
+    is_end_said: bool,
     piece: Vec<u8>,
     taken: usize,
     /// Tries since the last byte came.
@@ -31,7 +33,7 @@ pub(super) struct Download<'a> {
 /// What an answer says it holds.
 struct Extent {
     start: u64,
-    end: u64,
+    end: Option<u64>,
 }
 
 impl<'a> Download<'a> {
@@ -76,16 +78,17 @@ impl<'a> Download<'a> {
             etag: text(response.headers(), ETAG.as_str()),
             response: Some(response),
             position: extent.start,
-            end: extent.end,
+            end: extent.end.unwrap_or(u64::MAX),
+            is_end_said: extent.end.is_some(),
             piece: Vec::new(),
             taken: 0,
             tries: 0,
         })
     }
 
-    /// Bytes that are still due; very many if the answer does not say.
-    pub(super) fn left(&self) -> u64 {
-        self.end - self.position
+    /// Bytes that are still due, if the answer says.
+    pub(super) fn left(&self) -> Option<u64> {
+        self.is_end_said.then_some(self.end - self.position)
     }
 
     /// Drops what a server sends that does not know ranges, or begins elsewhere.
@@ -120,6 +123,11 @@ impl<'a> Download<'a> {
                     self.tries = 0;
                     return Ok(true);
                 }
+                // One that was cut is an error: chunks say which is the last.
+                Ok(()) if !self.is_end_said => {
+                    self.end = self.position;
+                    return Ok(false);
+                }
                 Ok(()) => {
                     let text =
                         format!("the answer ended at byte {} of {}", self.position, self.end);
@@ -148,6 +156,10 @@ impl<'a> Download<'a> {
         let extent = Extent::of(&response)?;
         if extent.start != self.position || text(response.headers(), ETAG.as_str()) != self.etag {
             return Err(Fault::Odd("it is of another range or object".into()));
+        }
+        if let Some(end) = extent.end {
+            self.end = self.end.min(end);
+            self.is_end_said = true;
         }
         self.response = Some(response);
         Ok(())
@@ -182,7 +194,7 @@ impl Extent {
     fn of(response: &Response) -> Result<Self, Fault> {
         let length = response.content_length();
         if response.status().as_u16() != 206 {
-            return Ok(Extent { start: 0, end: length.unwrap_or(u64::MAX) });
+            return Ok(Extent { start: 0, end: length });
         }
         // bytes 2-4/10
         let said = text(response.headers(), CONTENT_RANGE.as_str());
@@ -190,7 +202,7 @@ impl Extent {
             let (range, _) = said.strip_prefix("bytes ")?.split_once('/')?;
             let (first, last) = range.split_once('-')?;
             let (start, end) = (first.parse().ok()?, last.parse::<u64>().ok()?.checked_add(1)?);
-            (start < end).then_some(Extent { start, end })
+            (start < end).then_some(Extent { start, end: Some(end) })
         };
         let odd = || Fault::Odd("it does not say which range it is".into());
         said.as_deref().and_then(parse).ok_or_else(odd)

@@ -80,6 +80,11 @@ impl Reply {
         self
     }
 
+    /// Sends the body in chunks, without saying how long it is.
+    pub fn chunk(&mut self) {
+        self.headers.push(("transfer-encoding".into(), "chunked".into()));
+    }
+
     /// Writes it; `None` of the body for HEAD. Of the body only `most` bytes are sent.
     pub(super) fn write(
         &self,
@@ -89,7 +94,8 @@ impl Reply {
         most: usize,
     ) -> io::Result<()> {
         write!(output, "HTTP/1.1 {} Test\r\ndate: {date}\r\n", self.status)?;
-        let mut has_length = false;
+        let is_chunked = self.headers.iter().any(|(name, _)| name == "transfer-encoding");
+        let mut has_length = is_chunked;
         for (name, value) in &self.headers {
             has_length |= name == "content-length";
             write!(output, "{name}: {value}\r\n")?;
@@ -98,8 +104,15 @@ impl Reply {
             write!(output, "content-length: {}\r\n", self.body.len())?;
         }
         output.write_all(b"\r\n")?;
+        let length = self.body.len();
         if !is_head {
-            output.write_all(&self.body[..self.body.len().min(most)])?;
+            if is_chunked {
+                write!(output, "{length:x}\r\n")?;
+            }
+            output.write_all(&self.body[..length.min(most)])?;
+            if is_chunked && most >= length {
+                output.write_all(b"\r\n0\r\n\r\n")?;
+            }
         }
         output.flush()
     }

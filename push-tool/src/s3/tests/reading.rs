@@ -80,6 +80,29 @@ fn an_answer_of_another_length_or_range_is_found_out() {
 }
 
 #[test]
+fn an_answer_without_a_length_is_read_to_its_end() {
+    let server = Server::start();
+    let s3 = holding(&server);
+    lie(&server, crate::testing::server::Reply::chunk);
+    assert!(read(&s3, "a", None).unwrap() == bytes(LENGTH));
+    // A server that knows no ranges either: it ends where the object does.
+    lie(&server, |reply| {
+        reply.status = 200;
+        reply.headers.retain(|(name, _)| name != "content-range");
+        reply.body = bytes(LENGTH);
+        reply.chunk();
+    });
+    let (start, end) = (LENGTH - 5, LENGTH as u64 + 10);
+    assert!(read(&s3, "a", Some(start as u64..end)).unwrap() == bytes(LENGTH)[start..]);
+    assert_eq!(server.count(Kind::Get), 2);
+    // One that is cut is no end.
+    lie(&server, crate::testing::server::Reply::chunk);
+    server.before(Kind::Get, 1, Accident::CutReply(400_000));
+    assert!(read(&s3, "a", None).unwrap() == bytes(LENGTH));
+    assert_eq!(server.count(Kind::Get), 4);
+}
+
+#[test]
 fn several_read_at_once() {
     let server = Server::start();
     let s3 = holding(&server);
