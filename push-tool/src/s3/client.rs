@@ -21,6 +21,7 @@ use super::answer::{self, Form};
 use super::fault::Fault;
 use super::settings::Settings;
 use super::transport::{self, Moved, Patience, wait};
+use crate::destination::ErrorKind;
 use crate::rate::Limiter;
 
 /// Longest answer that is read into memory, in bytes: 1,000 keys of a listing take 2 MB at most.
@@ -94,6 +95,13 @@ impl Answer {
     pub(super) fn text(&self) -> Result<&str, Fault> {
         std::str::from_utf8(&self.body).map_err(|error| Fault::Odd(error.to_string()))
     }
+}
+
+/// Tries that are left of something.
+pub(super) struct Tries {
+    left: u32,
+    /// Before the next one.
+    delay: Duration,
 }
 
 /// What sends requests to one bucket.
@@ -200,18 +208,32 @@ impl Client {
         &self,
         mut attempt: impl FnMut() -> Result<T, Fault>,
     ) -> Result<T, Fault> {
-        let mut left = self.settings.retries;
-        let mut delay = self.settings.delay;
+        let mut tries = self.tries();
         loop {
             match attempt() {
-                Err(fault) if left > 0 && is_transient(&fault) => {
-                    left -= 1;
-                    self.pause(delay)?;
-                    delay = (delay * 2).min(LONGEST_PAUSE);
-                }
+                Err(fault) => self.again(&mut tries, fault)?,
                 result => return result,
             }
         }
+    }
+
+    /// As many tries as a request has.
+    pub(super) fn tries(&self) -> Tries {
+        Tries { left: self.settings.retries, delay: self.settings.delay }
+    }
+
+    /// Waits before another try.
+    ///
+    /// # Errors
+    /// The fault itself, if none may help or none is left.
+    pub(super) fn again(&self, tries: &mut Tries, fault: Fault) -> Result<(), Fault> {
+        if tries.left == 0 || fault.kind() != ErrorKind::Transient {
+            return Err(fault);
+        }
+        tries.left -= 1;
+        self.pause(tries.delay)?;
+        tries.delay = (tries.delay * 2).min(LONGEST_PAUSE);
+        Ok(())
     }
 
     /// Waits before another try, up to twice as long as said: many who wait for one store come back
@@ -300,11 +322,6 @@ impl Client {
         }
         url
     }
-}
-
-/// Whether another try may help, and is not known to fail.
-pub(super) fn is_transient(fault: &Fault) -> bool {
-    fault.kind() == crate::destination::ErrorKind::Transient
 }
 
 /// When a store answered, by its own clock.

@@ -7,8 +7,11 @@ use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap};
 use reqwest::{Method, Response};
 
 use super::S3;
-use super::client::{Request, is_transient};
+use super::client::{Request, Tries};
 use super::fault::Fault;
+
+/// Bytes that must come before tries count from the first again.
+const PROGRESS: u64 = 1 << 20;
 
 /// An object's bytes as they come.
 pub(super) struct Download<'a> {
@@ -26,8 +29,9 @@ pub(super) struct Download<'a> {
     is_end_said: bool,
     piece: Vec<u8>,
     taken: usize,
-    /// Tries since the last byte came.
-    tries: u32,
+    tries: Tries,
+    /// Bytes that came since the tries were counted from the first.
+    gained: u64,
 }
 
 /// What an answer says it holds.
@@ -82,7 +86,8 @@ impl<'a> Download<'a> {
             is_end_said: extent.end.is_some(),
             piece: Vec::new(),
             taken: 0,
-            tries: 0,
+            tries: s3.client.tries(),
+            gained: 0,
         })
     }
 
@@ -120,7 +125,7 @@ impl<'a> Download<'a> {
             self.taken = 0;
             let fault = match got {
                 Ok(()) if !self.piece.is_empty() => {
-                    self.tries = 0;
+                    self.gain();
                     return Ok(true);
                 }
                 // One that was cut is an error: chunks say which is the last.
@@ -135,13 +140,17 @@ impl<'a> Download<'a> {
                 }
                 Err(fault) => fault,
             };
-            let client = &self.s3.client;
-            if !is_transient(&fault) || self.tries >= client.settings.retries {
-                return Err(fault);
-            }
             self.response = None;
-            self.tries += 1;
-            client.pause(client.settings.delay)?;
+            self.s3.client.again(&mut self.tries, fault)?;
+        }
+    }
+
+    /// Counts tries from the first again, once enough came: few bytes with each would go on for days.
+    fn gain(&mut self) {
+        self.gained += self.piece.len() as u64;
+        if self.gained >= PROGRESS {
+            self.gained = 0;
+            self.tries = self.s3.client.tries();
         }
     }
 

@@ -103,6 +103,15 @@ fn an_answer_without_a_length_is_read_to_its_end() {
 }
 
 #[test]
+fn a_download_that_hardly_moves_is_given_up() {
+    let server = Server::start();
+    let s3 = holding(&server);
+    (1..=99).for_each(|number| server.before(Kind::Get, number, Accident::CutReply(40_000)));
+    assert!(read(&s3, "a", None).is_err());
+    assert_eq!(server.count(Kind::Get), 4);
+}
+
+#[test]
 fn several_read_at_once() {
     let server = Server::start();
     let s3 = holding(&server);
