@@ -5,6 +5,7 @@
 
 mod answer;
 pub mod application;
+mod authorities;
 mod client;
 mod download;
 mod fault;

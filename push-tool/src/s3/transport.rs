@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::unfold;
 use object_store::client::HttpRequestBody;
-use reqwest::{Body, Certificate};
+use reqwest::Body;
 use tokio::runtime::Handle;
 
+use super::authorities;
 use super::fault::Fault;
 use super::settings::Settings;
 use crate::rate::Limiter;
@@ -43,20 +44,18 @@ pub(super) fn runtime() -> io::Result<Handle> {
 
 /// Makes the connections' side, which keeps them open between requests.
 pub(super) fn connector(settings: &Settings) -> Result<reqwest::Client, String> {
+    let provider = rustls::crypto::ring::default_provider();
     // Fails only if one is there already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    let _ = provider.clone().install_default();
     let mut builder = reqwest::Client::builder()
         .http1_only()
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(CONNECT)
         .user_agent(concat!("bk/", env!("CARGO_PKG_VERSION")));
     if let Some(pem) = &settings.authorities {
-        let certificates = Certificate::from_pem_bundle(pem)
+        let tls = authorities::trusting(pem, Arc::new(provider))
             .map_err(|error| format!("{}: {error}", settings.names.authorities))?;
-        if certificates.is_empty() {
-            return Err(format!("{}: no certificate in it", settings.names.authorities));
-        }
-        builder = builder.tls_certs_merge(certificates);
+        builder = builder.tls_backend_preconfigured(tls);
     }
     if settings.base.scheme() == "http" {
         // A bare container has none, and none are needed.

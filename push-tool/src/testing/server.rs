@@ -44,6 +44,15 @@ pub enum Accident {
 /// The authority that the certificate of a server with TLS is from; no system trusts it.
 pub const AUTHORITY: &str = include_str!("tls/authority.pem");
 
+/// Its certificate for this host.
+pub const OF_AUTHORITY: &str = include_str!("tls/server.pem");
+/// A certificate that is its own authority, as `openssl req -x509` makes it.
+pub const SELF_SIGNED: &str = include_str!("tls/self-signed.pem");
+/// One whose time is over.
+pub const SELF_SIGNED_EXPIRED: &str = include_str!("tls/self-signed-expired.pem");
+/// One for another host.
+pub const SELF_SIGNED_ELSEWHERE: &str = include_str!("tls/self-signed-elsewhere.pem");
+
 /// A server with one bucket. It ends when it is dropped.
 pub struct Server {
     address: SocketAddr,
@@ -80,7 +89,15 @@ impl Server {
     /// # Panics
     /// As [`Server::start`].
     pub fn start_with_tls() -> Self {
-        let certificate = CertificateDer::from_pem_slice(include_bytes!("tls/server.pem")).unwrap();
+        Server::start_with_certificate(OF_AUTHORITY)
+    }
+
+    /// The same with another certificate for the same key.
+    ///
+    /// # Panics
+    /// As [`Server::start`].
+    pub fn start_with_certificate(pem: &str) -> Self {
+        let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
         let key = PrivateKeyDer::from_pem_slice(include_bytes!("tls/server.key")).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ServerConfig::builder_with_provider(provider)

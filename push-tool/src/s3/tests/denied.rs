@@ -128,6 +128,33 @@ fn a_certificate_of_ones_own_is_trusted_when_it_is_named_and_not_before() {
 }
 
 #[test]
+fn a_certificate_that_is_its_own_authority_is_trusted_as_it_is_and_no_other() {
+    use crate::testing::server::{
+        OF_AUTHORITY, SELF_SIGNED, SELF_SIGNED_ELSEWHERE, SELF_SIGNED_EXPIRED,
+    };
+    for (shown, named, is_trusted) in [
+        (SELF_SIGNED, SELF_SIGNED, true),
+        (SELF_SIGNED_ELSEWHERE, SELF_SIGNED, false),
+        (SELF_SIGNED_ELSEWHERE, SELF_SIGNED_ELSEWHERE, false),
+        (SELF_SIGNED_EXPIRED, SELF_SIGNED_EXPIRED, false),
+        // One whose authority is not named.
+        (OF_AUTHORITY, OF_AUTHORITY, true),
+        (OF_AUTHORITY, SELF_SIGNED, false),
+    ] {
+        let server = Server::start_with_certificate(shown);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().write_all(named.as_bytes()).unwrap();
+        let access = server.access(&[("BACKUP_S3_CA_FILE", file.path().to_str().unwrap())]);
+        let s3 = S3::open(server.bucket_name(), "backups", &access).unwrap();
+        let looked = s3.stat("a");
+        assert_eq!(looked.is_ok(), is_trusted, "{looked:?}");
+        assert_eq!(server.total() > 0, is_trusted);
+        let text = looked.err().map(|error| format!("{:#}", anyhow::Error::from(error)));
+        assert!(text.is_none_or(|text| text.contains("certificate")));
+    }
+}
+
+#[test]
 fn a_store_that_cannot_be_reached_is_no_destination() {
     // A port that was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
