@@ -130,7 +130,7 @@ impl Fault {
 
     /// The exit code and what to do, where there is something to say.
     fn advice(&self, names: &Names) -> Option<(Exit, String)> {
-        let Names { keys, region, authorities, endpoint } = names;
+        let Names { keys, region, authorities, has_authorities, endpoint, proxy } = names;
         let denied = |hint: String| Some((Exit::Denied, hint));
         match self.code() {
             "NoSuchBucket" => {
@@ -166,11 +166,27 @@ impl Fault {
                 denied("these keys may not do that in this bucket: see its policy".into())
             }
             Fault::Network { text, .. } if text.contains("certificate") => {
-                let hint = format!("if the store has a certificate of your own: {authorities}");
+                let hint = if *has_authorities {
+                    format!("is it in {authorities}, for the host in {endpoint}, and still valid?")
+                } else {
+                    format!("if the store has a certificate of your own: {authorities}")
+                };
+                Some((Exit::NoDestination, hint))
+            }
+            Fault::Network { text, .. } if text.contains("corrupt message") => {
+                let hint =
+                    format!("the server speaks no TLS: http instead of https in {endpoint}?");
                 Some((Exit::NoDestination, hint))
             }
             Fault::Network { reached: false, .. } => {
-                Some((Exit::NoDestination, format!("is {endpoint} right, and the store up?")))
+                let hint = match proxy {
+                    Some(proxy) => format!(
+                        "is {endpoint} right, and the store up? {proxy} is set: does it reach the \
+                         store, or should NO_PROXY name it?"
+                    ),
+                    None => format!("is {endpoint} right, and the store up?"),
+                };
+                Some((Exit::NoDestination, hint))
             }
             _ => None,
         }
@@ -203,7 +219,9 @@ mod tests {
             keys: "KEYS".into(),
             region: "REGION".into(),
             authorities: "CA".into(),
+            has_authorities: false,
             endpoint: "ENDPOINT".into(),
+            proxy: None,
         }
     }
 

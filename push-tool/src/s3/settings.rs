@@ -32,13 +32,16 @@ pub(super) struct Settings {
     pub(super) names: Names,
 }
 
-/// What the variables are called, for hints.
+/// What the variables are called, and which are set, for hints.
 #[derive(Clone, Debug)]
 pub(super) struct Names {
     pub(super) keys: String,
     pub(super) region: String,
     pub(super) authorities: String,
+    pub(super) has_authorities: bool,
     pub(super) endpoint: String,
+    /// The variable that names a proxy, and where that is.
+    pub(super) proxy: Option<String>,
 }
 
 /// The variables of one group: a pair of keys is never made of two groups.
@@ -103,6 +106,14 @@ impl Settings {
             access.own(suffix).map(parse).transpose().map_err(|error| fail(Exit::Usage, error))
         };
         Ok(Settings {
+            names: Names {
+                keys: format!("{} and {}", group.id, group.secret),
+                region: access.name("S3_REGION"),
+                authorities: access.name("S3_CA_FILE"),
+                has_authorities: authorities.is_some(),
+                endpoint: access.name("S3_ENDPOINT"),
+                proxy: proxy(&endpoint, access),
+            },
             base: base(endpoint, bucket, is_path_style)?,
             region: region.to_owned(),
             credential,
@@ -112,12 +123,6 @@ impl Settings {
                 .map_or(DEFAULT_DELAY, |delay| Duration::from_millis(delay.into())),
             stall: STALL,
             rate: access.rate()?,
-            names: Names {
-                keys: format!("{} and {}", group.id, group.secret),
-                region: access.name("S3_REGION"),
-                authorities: access.name("S3_CA_FILE"),
-                endpoint: access.name("S3_ENDPOINT"),
-            },
         })
     }
 }
@@ -211,6 +216,19 @@ fn parse_endpoint(endpoint: &str, is_plain_allowed: bool, access: &Access) -> an
         .into()),
         _ => Err(malformed().into()),
     }
+}
+
+/// The variable that has reqwest go through a proxy, and the host that it names: nothing else of it,
+/// for a password may stand there.
+fn proxy(endpoint: &Url, access: &Access) -> Option<String> {
+    let names = match endpoint.scheme() {
+        "http" => ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"],
+        _ => ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"],
+    };
+    let (name, value) = names.iter().find_map(|name| Some((name, access.plain(name)?)))?;
+    let host = value.rsplit_once('@').or_else(|| value.split_once("://"));
+    let host = host.map_or(value, |(_, host)| host).split('/').next().unwrap_or_default();
+    Some(format!("{name} ({})", bk_manifest::path::escape(host.as_bytes())))
 }
 
 /// The bucket's address: a folder of the endpoint's, or a host below it.

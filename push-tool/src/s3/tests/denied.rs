@@ -155,6 +155,22 @@ fn a_certificate_that_is_its_own_authority_is_trusted_as_it_is_and_no_other() {
 }
 
 #[test]
+fn a_proxy_that_is_set_is_named_without_its_password() {
+    let server = Server::start();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let endpoint = format!("http://{port}");
+    for (name, is_named) in [("HTTP_PROXY", true), ("all_proxy", true), ("HTTPS_PROXY", false)] {
+        for proxy in ["http://me:secret@proxy.lan:3128", "me:secret@proxy.lan:3128"] {
+            let access = server.access(&[("BACKUP_S3_ENDPOINT", &endpoint), (name, proxy)]);
+            let error = S3::open("photos", "", &access).unwrap().stat("a").unwrap_err();
+            let hint = hint(error);
+            assert_eq!(hint.contains(&format!("{name} (proxy.lan:3128)")), is_named, "{hint}");
+            assert!(!hint.contains("secret"), "{hint}");
+        }
+    }
+}
+
+#[test]
 fn a_store_that_cannot_be_reached_is_no_destination() {
     // A port that was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -162,10 +178,23 @@ fn a_store_that_cannot_be_reached_is_no_destination() {
     let access = Server::start().access(&[("BACKUP_S3_ENDPOINT", &endpoint)]);
     let error = S3::open("photos", "", &access).unwrap().stat("a").unwrap_err();
     assert!(hint(error).contains("the store up"));
-    // One that speaks no TLS.
+    // Ones that speak no TLS: they hang up, or answer as they can.
     let server = Server::start();
-    let endpoint = server.variables()[0].1.replace("http:", "https:");
-    let access = server.access(&[("BACKUP_S3_ENDPOINT", &endpoint)]);
-    let error = S3::open("photos", "", &access).unwrap().stat("a").unwrap_err();
-    assert_eq!(classify(&error.into()), Exit::NoDestination);
+    let address = server.variables()[0].1.replace("http://", "");
+    let plain = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let other = plain.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for mut stream in plain.incoming().flatten() {
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        }
+    });
+    for (address, told) in [(address, "the store up"), (other, "no TLS")] {
+        let endpoint = format!("https://{address}");
+        let access =
+            server.access(&[("BACKUP_S3_ENDPOINT", &endpoint), ("BACKUP_S3_SSL_ENABLED", "true")]);
+        let look = || S3::open("photos", "", &access).unwrap().stat("a").unwrap_err();
+        assert_eq!(classify(&look().into()), Exit::NoDestination);
+        assert!(hint(look()).contains(told), "{told}");
+    }
 }
