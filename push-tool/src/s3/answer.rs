@@ -3,7 +3,7 @@
 use bk_manifest::time::Time;
 use quick_xml::events::Event;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::fault::Fault;
 
@@ -246,6 +246,8 @@ pub(super) struct LifecycleRule {
 pub(super) struct Filter {
     pub(super) prefix: Option<String>,
     pub(super) and: Option<Box<Filter>>,
+    #[serde(default)]
+    pub(super) tag: Vec<IgnoredAny>,
 }
 
 /// When objects are removed.

@@ -42,8 +42,8 @@ fn ask<T: Form>(s3: &S3, what: &'static str) -> Option<T> {
 fn of_lock(lock: &ObjectLock) -> Option<String> {
     let retention = lock.rule.as_ref()?.default_retention.as_ref()?;
     let time = match (retention.days, retention.years) {
-        (Some(days), _) => format!("{days} days"),
-        (None, Some(years)) => format!("{years} years"),
+        (Some(days), _) => counted(days, "day"),
+        (None, Some(years)) => counted(years, "year"),
         (None, None) => return None,
     };
     let mode = retention.mode.as_deref().unwrap_or("unknown mode");
@@ -55,14 +55,16 @@ fn of_lock(lock: &ObjectLock) -> Option<String> {
 
 fn of_lifecycle(s3: &S3, rules: &Lifecycle) -> Vec<String> {
     let of_rule = |rule: &LifecycleRule| {
-        let touches = rule.status == "Enabled" && touches(&s3.key_prefix(""), &prefix(rule));
+        let touches = rule.status == "Enabled"
+            && !has_tag(rule)
+            && touches(&s3.key_prefix(""), &prefix(rule));
         if !touches {
             return None;
         }
         let id = bk_manifest::path::escape(rule.id.as_deref().unwrap_or_default().as_bytes());
         if let Some(expiration) = &rule.expiration {
             let when = match (expiration.days, &expiration.date) {
-                (Some(days), _) => format!("after {days} days"),
+                (Some(days), _) => format!("after {}", counted(days, "day")),
                 (None, Some(date)) => {
                     format!("from {} on", bk_manifest::path::escape(date.as_bytes()))
                 }
@@ -84,6 +86,18 @@ fn of_lifecycle(s3: &S3, rules: &Lifecycle) -> Vec<String> {
         ))
     };
     rules.rule.iter().filter_map(of_rule).collect()
+}
+
+fn counted(number: u32, unit: &str) -> String {
+    if number == 1 { format!("1 {unit}") } else { format!("{number} {unit}s") }
+}
+
+/// Whether a rule is for objects with a tag, which those that are stored here have not.
+fn has_tag(rule: &LifecycleRule) -> bool {
+    let of_filter = |filter: &Filter| {
+        !filter.tag.is_empty() || filter.and.as_ref().is_some_and(|and| !and.tag.is_empty())
+    };
+    rule.filter.as_ref().is_some_and(of_filter)
 }
 
 /// The keys that a rule is for; empty for all.

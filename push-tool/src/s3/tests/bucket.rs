@@ -197,6 +197,20 @@ fn rules_that_endanger_backups_are_told() {
         let found = part.is_none_or(|part| limits.iter().any(|limit| limit.contains(part)));
         assert!(found && limits.is_empty() == part.is_none(), "{prefix} {what}: {limits:?}");
     }
+    // What is stored here has no tags.
+    let tag = "<Tag><Key>k</Key><Value>v</Value></Tag>";
+    let of_tags = |filter: &str| {
+        let all = "<Filter><Prefix></Prefix></Filter>";
+        let filter = format!("<Filter>{filter}</Filter>");
+        rules("lifecycle", &rule("Enabled", "", expire).replace(all, &filter))
+    };
+    assert!(of_tags(tag).is_empty());
+    assert!(of_tags(&format!("<And><Prefix>backups/</Prefix>{tag}{tag}</And>")).is_empty());
+    let sized = "<And><Prefix>backups/</Prefix><ObjectSizeGreaterThan>1</ObjectSizeGreaterThan>\
+                 </And>";
+    assert_eq!(of_tags(sized).len(), 1);
+    let day = rules("lifecycle", &rule("Enabled", "", &expire.replace("30", "1")));
+    assert!(day[0].contains("after 1 day,"), "{day:?}");
     let locked = "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule>\
                   <DefaultRetention><Mode>COMPLIANCE</Mode><Days>90</Days></DefaultRetention>\
                   </Rule></ObjectLockConfiguration>";
