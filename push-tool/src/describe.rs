@@ -2,8 +2,6 @@
 
 use std::io::{BufWriter, Write};
 
-use anyhow::Context;
-
 use bk_manifest::digest::Digest;
 use bk_manifest::manifest::{Header, ObjectRecord, PlainRecord, Status, Trailer};
 use bk_manifest::path::escape;
@@ -11,7 +9,7 @@ use bk_manifest::progress::human_bytes;
 use bk_manifest::spool::Entries;
 
 use crate::catalog::Folders;
-use crate::destination::Upload;
+use crate::destination::{Error, Upload};
 use crate::place::SIDE_FILES;
 use crate::plain::{PlainFiles, StoredSum};
 
@@ -81,7 +79,8 @@ impl<'a> SideFiles<'a> {
         let mut output = BufWriter::with_capacity(1 << 17, &mut upload);
         let written = self.write(name, &mut output).and_then(|()| Ok(output.flush()?));
         drop(output);
-        written.with_context(|| format!("cannot store '{place}'"))?;
+        let storing = || format!("cannot store '{place}'");
+        written.map_err(|error| Error::name_once(error, storing))?;
         Ok(upload.commit()?)
     }
 

@@ -60,6 +60,22 @@ fn at(name: &str) -> String {
 }
 
 impl Error {
+    /// Says what was being stored, unless a destination has: some store while they are written to.
+    pub(crate) fn name_once(
+        error: impl Into<anyhow::Error>,
+        storing: impl FnOnce() -> String,
+    ) -> anyhow::Error {
+        let error = error.into();
+        let is_named = |cause: &(dyn std::error::Error + 'static)| {
+            // An I/O error hides what it is made of.
+            match cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+                Some(inner) => inner.is::<Error>(),
+                None => cause.is::<Error>(),
+            }
+        };
+        if error.chain().any(is_named) { error } else { error.context(storing()) }
+    }
+
     /// Whether trying the same again may help.
     pub fn may_retry(&self) -> bool {
         self.kind == ErrorKind::Transient

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use bk_manifest::entry::Entry;
 use bk_manifest::exit::{Exit, Failure, fail};
 use bk_manifest::left_out::LeftOut;
@@ -21,7 +20,7 @@ use crate::base::Base;
 use crate::bucket::Connect;
 use crate::commit::Needs;
 use crate::describe::SideFiles;
-use crate::destination::{Destination, Upload};
+use crate::destination::{Destination, Error, Upload};
 use crate::encrypt::Choice;
 use crate::known::KnownContent;
 use crate::pack::{Contents, LARGE_BYTES, Live, Packed, Packer, Tools, Totals};
@@ -440,15 +439,17 @@ fn put_manifest<'a>(
     let name = place::join(folder, manifest);
     let ends = (1 << 20) + document.objects.len() as u64 * 512;
     let mut upload = destination.put(&name, entries.bytes() + ends)?;
-    let context = || format!("cannot store '{name}' at '{}'", destination.describe());
+    let storing = || format!("cannot store '{name}' at '{}'", destination.describe());
     let output = std::io::BufWriter::with_capacity(1 << 17, &mut upload);
-    let mut writer = Writer::new(output, format, document.header.stored()).with_context(context)?;
+    let mut writer = Writer::new(output, format, document.header.stored())
+        .map_err(|error| Error::name_once(error, storing))?;
     for entry in document.entries(entries) {
         bk_manifest::signal::check()?;
-        writer.entry(&entry?).with_context(context)?;
+        writer.entry(&entry?).map_err(|error| Error::name_once(error, storing))?;
     }
-    let (output, stored) = writer.end(document.trailer.stored()).with_context(context)?;
-    output.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(context)?;
+    let (output, stored) =
+        writer.end(document.trailer.stored()).map_err(|error| Error::name_once(error, storing))?;
+    output.into_inner().map_err(|error| Error::name_once(error.into_error(), storing))?;
     document.trailer.totals = stored.totals.clone();
     if let Some(sum) = stored.total_checksum() {
         document.trailer.set("verification", {

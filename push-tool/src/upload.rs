@@ -12,7 +12,7 @@ use bk_manifest::exit::{Exit, Failure};
 use bk_manifest::manifest::ObjectRecord;
 use bk_manifest::spool::Spool;
 
-use crate::destination::{Created, Destination, Upload};
+use crate::destination::{Created, Destination, Error, Upload};
 use crate::encrypt::{Cipher, Encrypting, Method};
 use crate::partial::{
     BEGUN, Begun, Closed, ClosedObject, ClosedPlain, ENTRIES, FOLDER, NAME, Named,
@@ -260,15 +260,15 @@ impl<'a> PartialWriter<'a> {
         let name = place::join(&self.folder, &format!("{number:06}{ENTRIES}"));
         let entries = entries.finish()?;
         let mut upload = self.destination.put(&name, entries.bytes() + LINE_LIMIT)?;
-        let context = || format!("cannot store '{name}'");
+        let named = |error| Error::name_once(error, || format!("cannot store '{name}'"));
         let mut line = serde_json::to_vec(closed)?;
         line.push(b'\n');
-        upload.write_all(&line).with_context(context)?;
+        upload.write_all(&line).map_err(named)?;
         for entry in entries.iter() {
             line.clear();
             entry?.write_canonical(&mut line);
             line.push(b'\n');
-            upload.write_all(&line).with_context(context)?;
+            upload.write_all(&line).map_err(named)?;
         }
         upload.commit()?;
         self.pieces.push(name);
@@ -277,7 +277,7 @@ impl<'a> PartialWriter<'a> {
     }
 
     /// Removes the list; the manifest speaks for the objects now.
-    pub fn remove(self) -> Vec<crate::destination::Error> {
+    pub fn remove(self) -> Vec<Error> {
         self.destination.delete(&self.pieces)
     }
 
@@ -358,7 +358,9 @@ impl<'a> PartialWriter<'a> {
             let at = file.entry.at.as_ref().context("a plain file without a name")?;
             let name = place::join(&self.backup_folder, &at.object);
             let mut upload = destination.put(&name, file.bytes.len() as u64)?;
-            upload.write_all(&file.bytes).with_context(|| cannot_store(&at.object, destination))?;
+            upload.write_all(&file.bytes).map_err(|error| {
+                Error::name_once(error, || cannot_store(&at.object, destination))
+            })?;
             Ok(upload.commit()?)
         };
         parallel::map(destination.at_once(), files.iter().collect(), put)
@@ -412,15 +414,15 @@ impl OpenObject<'_> {
             None => error,
             Some(encrypting) => encrypting.explain(error),
         };
-        Err(error.context(cannot_store(&self.object, destination)))
+        Err(Error::name_once(error, || cannot_store(&self.object, destination)))
     }
 
     /// Gives it its name, if the program that encrypted it ended well.
     fn commit(mut self, destination: &dyn Destination) -> anyhow::Result<ClosedObject> {
         if let Some(encrypting) = self.encrypting {
-            encrypting
-                .finish(&mut self.upload)
-                .with_context(|| cannot_store(&self.object, destination))?;
+            encrypting.finish(&mut self.upload).map_err(|error| {
+                Error::name_once(error, || cannot_store(&self.object, destination))
+            })?;
         }
         let (upload, checksum, size) = self.upload.finish();
         upload.commit()?;
@@ -503,5 +505,25 @@ mod tests {
             assert_eq!(storing.join().unwrap(), Stored::default());
             assert!(is_renewed(), "{:?}", memory.names());
         });
+    }
+
+    #[test]
+    fn an_object_that_cannot_be_stored_is_named_once() {
+        use crate::testing::server::{Accident, Kind, Server};
+        let server = Server::start();
+        let s3 = crate::s3::S3::open(server.bucket_name(), "", &server.access(&[])).unwrap();
+        let begun = Begun {
+            id: "b0".into(),
+            series: "app".into(),
+            folder: "2026/05/01/b0".into(),
+            host: "vm1".into(),
+        };
+        let list = PartialWriter::begin(&s3, &begun, Duration::ZERO).unwrap();
+        server.before(Kind::Part, 1, Accident::Lie(Box::new(|reply| reply.headers.clear())));
+        let object = list.begin_object("files/1".into(), 1, None).unwrap();
+        let error = object.write(&vec![0; 40 << 20], &s3).err().unwrap();
+        let text = format!("{error:#}");
+        assert_eq!(text.matches("cannot store").count(), 1, "{text}");
+        assert!(text.contains("/files/1'") && text.contains("ETag"), "{text}");
     }
 }

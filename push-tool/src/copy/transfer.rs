@@ -15,7 +15,7 @@ use super::Copy;
 use crate::base::sizes;
 use crate::catalog::NeededObject;
 use crate::describe::SideFiles;
-use crate::destination::{ErrorKind, ObjectInfo};
+use crate::destination::{Error, ErrorKind, ObjectInfo};
 use crate::partial::{Closed, ClosedObject};
 use crate::place;
 use crate::upload::PartialWriter;
@@ -137,9 +137,11 @@ impl Copy<'_> {
             if length > due_size {
                 return Err(self.damaged(name, "is longer than it was"));
             }
-            upload.write_all(buffer.get(..read).unwrap_or_default()).with_context(|| {
-                format!("cannot store '{name}' at '{}'", self.destination().describe())
-            })?;
+            let storing =
+                || format!("cannot store '{name}' at '{}'", self.destination().describe());
+            upload
+                .write_all(buffer.get(..read).unwrap_or_default())
+                .map_err(|error| Error::name_once(error, storing))?;
             self.progress.advance(read as u64, 0);
             list.lock().map_err(|_| anyhow::anyhow!("copying failed"))?.renew()?;
         }
