@@ -172,8 +172,10 @@ impl S3 {
         let request = request.header("if-none-match", "*");
         let mut tries = 0;
         loop {
-            let Err(fault) = self.client.send(&request) else { return Ok(Created::New) };
-            if !matches!(fault.kind(), ErrorKind::Exists | ErrorKind::Transient) {
+            let Err(fault) = self.client.tell(&request) else { return Ok(Created::New) };
+            let is_unsure = matches!(fault.kind(), ErrorKind::Exists | ErrorKind::Transient)
+                || matches!(fault, Fault::Odd(_));
+            if !is_unsure {
                 return Err(fault);
             }
             // Our own first try may have been stored, and its answer lost.

@@ -131,7 +131,7 @@ impl Upload for S3Upload<'_> {
                     return self.s3.put_whole(&self.key, bytes);
                 }
                 let request = self.how.apply(Request::new(Method::PUT, &self.key)).body(bytes);
-                return self.s3.client.send(&request).map(|_| Created::New);
+                return self.s3.client.tell(&request).map(|()| Created::New);
             }
             self.send()?;
             let Some(parts) = self.parts.take() else { return Ok(Created::Taken) };

@@ -101,6 +101,22 @@ fn an_answer_that_does_not_speak_of_removal_removes_nothing() {
 }
 
 #[test]
+fn an_object_is_stored_when_it_is_there_and_not_when_a_page_came() {
+    let server = Server::start();
+    let s3 = open(&server);
+    s3.create("used", b"").unwrap();
+    for body in [LOGIN, &error("AccessDenied")] {
+        server.before(Kind::Put, 1, Accident::Keep);
+        answer(&server, Kind::Put, 1, body.to_owned());
+        assert!(s3.create("a", b"1").is_err(), "{body}");
+    }
+    // It was done, whatever came back.
+    answer(&server, Kind::Put, 1, LOGIN.to_owned());
+    assert_eq!(s3.create("a", b"1").unwrap(), Created::New);
+    assert_eq!(names(&s3, "").unwrap(), ["a", "used"]);
+}
+
+#[test]
 fn a_sweep_that_is_not_answered_is_an_error() {
     let server = Server::start();
     let s3 = holding(&server);
