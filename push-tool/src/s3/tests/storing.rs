@@ -117,6 +117,29 @@ fn parts_are_equal_and_come_together_in_order() {
 }
 
 #[test]
+fn a_part_that_is_large_is_waited_for_before_the_next_is_read() {
+    let server = Server::start();
+    let s3 = used(&server);
+    let mut upload = s3.put("a", 200 << 30).unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    server.before(Kind::Part, 1, Accident::Wait(receiver));
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(|| {
+            upload.write_all(&bytes(30 << 20)).unwrap();
+            upload
+        });
+        while server.count(Kind::Part) == 0 {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(!writing.is_finished());
+        drop(sender);
+        writing.join().unwrap().commit().unwrap();
+    });
+    assert!(stored(&server, "a").unwrap() == bytes(30 << 20));
+}
+
+#[test]
 fn an_upload_that_is_given_up_leaves_nothing() {
     let server = Server::start();
     let s3 = used(&server);
