@@ -8,10 +8,12 @@ mod restore;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bk_manifest::cli::shrink::ShrinkArgs;
 use bk_manifest::command::Cancel;
 use bk_manifest::exit::{Exit, Failure, classify};
 use bk_manifest::progress::Progress;
 use bk_manifest::shell::{Console, EXIT_CODES_HELP, Verbosity};
+use bk_manifest::shrink::MaxShrink;
 use bk_manifest::time::Time;
 use clap::{Parser, Subcommand};
 
@@ -19,7 +21,6 @@ use crate::check::{self, DumpKind};
 use crate::filter::Patient;
 use crate::level::Level;
 use crate::postgres::connection::{Request, Server};
-use crate::shrink::MaxShrink;
 use crate::{archive, filter, sqlite};
 
 /// The pipe that a step is part of, for those who start it by itself.
@@ -65,21 +66,6 @@ struct StageArgs {
     /// The state folder is $XDG_STATE_HOME or ~/.local/state. What dead runs left in it is removed.
     #[arg(long, value_name = "DIR", env = "BK_STAGE")]
     stage: Option<PathBuf>,
-}
-
-#[derive(Debug, clap::Args)]
-struct ShrinkArgs {
-    /// Refuse (22) a database that has lost more than so much of its rows or bytes since the parent
-    ///
-    /// In percent; 100 lets everything pass. An empty new server in place of the old one is told so.
-    #[arg(long, value_name = "PERCENT", default_value = "90", value_parser = clap::value_parser!(u8).range(..=100))]
-    max_shrink: u8,
-}
-
-impl ShrinkArgs {
-    fn limit(&self) -> MaxShrink {
-        MaxShrink(self.max_shrink)
-    }
 }
 
 #[derive(Debug, clap::Args)]

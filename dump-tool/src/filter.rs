@@ -18,13 +18,14 @@ use bk_manifest::manifest::{
 };
 use bk_manifest::path::{OWN_FOLDER, RelPath};
 use bk_manifest::progress::Progress;
+use bk_manifest::shrink::MaxShrink;
 use bk_manifest::stream::{Format, Reader, Writer, copy_entries};
 use bk_manifest::time::Time;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde_json::{Map, Value};
 
-use crate::shrink::{Group, MaxShrink};
+use crate::shrink::{self, Group};
 use crate::stage::{Owner, Stage, Staged, Staging};
 
 /// What every dump step is told.
@@ -144,7 +145,7 @@ where
         return Err(taken(component));
     }
     if let Some((kind, group)) = &options.group {
-        options.max_shrink.check_group(parent.as_ref(), kind, group)?;
+        shrink::check_group(options.max_shrink, parent.as_ref(), kind, group)?;
     }
     let id = header.the_backup()?.id;
     let stage = Stage::open(&options.stage)?;
@@ -184,7 +185,8 @@ where
         }
     })?;
 
-    options.max_shrink.check(parent.as_ref(), component, made.kind, &made.facts)?;
+    let limit = options.max_shrink;
+    shrink::check(limit, parent.as_ref(), component, made.kind, &made.facts)?;
     for entry in entries(&folder, component, &made.staged)? {
         writer.entry(&entry)?;
     }

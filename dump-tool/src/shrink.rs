@@ -5,19 +5,15 @@ use std::collections::BTreeMap;
 use std::fs::File;
 
 use anyhow::Context;
-use bk_manifest::exit::{Exit, Failure};
 use bk_manifest::manifest::Component;
 use bk_manifest::outer;
 use bk_manifest::progress::human_bytes;
 use bk_manifest::run::ParentFile;
+use bk_manifest::shrink::{MaxShrink, refusal};
 use serde_json::{Map, Value};
 
-/// What to do about a refusal.
-const HINT: &str = "is this the right database? If so, say it once with --max-shrink 100";
-
-/// How much smaller a dump may be than the parent's, in percent; 100: however small.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MaxShrink(pub u8);
+/// What whoever reads a refusal may ask.
+const QUESTION: &str = "is this the right database?";
 
 /// Databases that are dumped together, each as a component: one that the parent has and the server
 /// has not is looked for.
@@ -29,89 +25,80 @@ pub struct Group {
     pub components: Vec<String>,
 }
 
-impl MaxShrink {
-    /// Everything passes.
-    pub const NO_LIMIT: Self = MaxShrink(100);
-
-    /// Compares the record of a new dump with that of the same component in the parent.
-    ///
-    /// Rows are compared where both were counted; bytes where both dumps have the same form.
-    ///
-    /// # Errors
-    /// [`Exit::Unmet`] naming both figures; a parent that cannot be read.
-    pub fn check(
-        self,
-        parent: Option<&ParentFile>,
-        component: &str,
-        kind: &str,
-        facts: &Map<String, Value>,
-    ) -> anyhow::Result<()> {
-        let components = self.components(parent)?;
-        match components.iter().find(|known| known.name == component && known.kind == kind) {
-            Some(last) => self.compare(last, facts),
-            None => Ok(()),
-        }
+/// Compares the record of a new dump with that of the same component in the parent.
+///
+/// Rows are compared where both were counted; bytes where both dumps have the same form.
+///
+/// # Errors
+/// [`Exit::Unmet`](bk_manifest::exit::Exit::Unmet) naming both figures; a parent that cannot be read.
+pub fn check(
+    limit: MaxShrink,
+    parent: Option<&ParentFile>,
+    component: &str,
+    kind: &str,
+    facts: &Map<String, Value>,
+) -> anyhow::Result<()> {
+    let components = components(limit, parent)?;
+    match components.iter().find(|known| known.name == component && known.kind == kind) {
+        Some(last) => compare(limit, last, facts),
+        None => Ok(()),
     }
+}
 
-    /// Fails if the parent has a component of the group that is not dumped any more.
-    ///
-    /// # Errors
-    /// [`Exit::Unmet`] naming it; a parent that cannot be read.
-    pub fn check_group(
-        self,
-        parent: Option<&ParentFile>,
-        kind: &str,
-        group: &Group,
-    ) -> anyhow::Result<()> {
-        let components = self.components(parent)?;
-        let gone = components.iter().find(|known| {
-            known.kind == kind
-                && known.name.starts_with(&group.prefix)
-                && !group.components.contains(&known.name)
-        });
-        let Some(gone) = gone else { return Ok(()) };
-        let message =
-            format!("the last backup has '{}', and the server has no such database", gone.name);
-        Err(Failure::new(Exit::Unmet, message).hint(HINT).into())
-    }
+/// Fails if the parent has a component of the group that is not dumped any more.
+///
+/// # Errors
+/// [`Exit::Unmet`](bk_manifest::exit::Exit::Unmet) naming it; a parent that cannot be read.
+pub fn check_group(
+    limit: MaxShrink,
+    parent: Option<&ParentFile>,
+    kind: &str,
+    group: &Group,
+) -> anyhow::Result<()> {
+    let components = components(limit, parent)?;
+    let gone = components.iter().find(|known| {
+        known.kind == kind
+            && known.name.starts_with(&group.prefix)
+            && !group.components.contains(&known.name)
+    });
+    let Some(gone) = gone else { return Ok(()) };
+    let message =
+        format!("the last backup has '{}', and the server has no such database", gone.name);
+    Err(refusal(message, QUESTION))
+}
 
-    /// The components of the parent; none if there is no parent, or no limit.
-    fn components(self, parent: Option<&ParentFile>) -> anyhow::Result<Vec<Component>> {
-        let Some(parent) = parent.filter(|_| self.0 < 100) else { return Ok(Vec::new()) };
-        let context = || format!("the parent's manifest '{}'", parent.file);
-        let file = File::open(&parent.file).with_context(context)?;
-        let (_, trailer) = outer::read_file(&file).with_context(context)?;
-        trailer.components().with_context(context)
-    }
+/// The components of the parent; none if there is no parent, or no limit.
+fn components(limit: MaxShrink, parent: Option<&ParentFile>) -> anyhow::Result<Vec<Component>> {
+    let Some(parent) = parent.filter(|_| limit != MaxShrink::NO_LIMIT) else {
+        return Ok(Vec::new());
+    };
+    let context = || format!("the parent's manifest '{}'", parent.file);
+    let file = File::open(&parent.file).with_context(context)?;
+    let (_, trailer) = outer::read_file(&file).with_context(context)?;
+    trailer.components().with_context(context)
+}
 
-    fn compare(self, last: &Component, facts: &Map<String, Value>) -> anyhow::Result<()> {
-        if let Some((before, now)) = rows(&last.extra, facts)
-            && self.is_beyond(before, now)
-        {
-            return Err(self.refused(last, &format!("{now} rows"), &before.to_string()));
-        }
-        let has_same_form =
-            ["format", "compression"].iter().all(|fact| last.extra.get(*fact) == facts.get(*fact));
-        if let (true, Some(before), Some(now)) = (has_same_form, size(&last.extra), size(facts))
-            && self.is_beyond(before, now)
-        {
-            return Err(self.refused(last, &human_bytes(now), &human_bytes(before)));
-        }
-        Ok(())
-    }
-
-    fn is_beyond(self, before: u64, now: u64) -> bool {
-        let allowed = u128::from(100 - self.0.min(100));
-        u128::from(now) * 100 < u128::from(before) * allowed
-    }
-
-    fn refused(self, last: &Component, now: &str, before: &str) -> anyhow::Error {
+fn compare(limit: MaxShrink, last: &Component, facts: &Map<String, Value>) -> anyhow::Result<()> {
+    let refused = |now: &str, before: &str| {
         let message = format!(
             "the dump of '{}' holds {now}, the last one {before}: it shrank by more than {} %",
-            last.name, self.0
+            last.name, limit.0
         );
-        Failure::new(Exit::Unmet, message).hint(HINT).into()
+        Err(refusal(message, QUESTION))
+    };
+    if let Some((before, now)) = rows(&last.extra, facts)
+        && limit.is_beyond(before, now)
+    {
+        return refused(&format!("{now} rows"), &before.to_string());
     }
+    let has_same_form =
+        ["format", "compression"].iter().all(|fact| last.extra.get(*fact) == facts.get(*fact));
+    if let (true, Some(before), Some(now)) = (has_same_form, size(&last.extra), size(facts))
+        && limit.is_beyond(before, now)
+    {
+        return refused(&human_bytes(now), &human_bytes(before));
+    }
+    Ok(())
 }
 
 /// The rows of all tables before and now, where both records count them. A table that could not be
@@ -141,7 +128,7 @@ fn size(facts: &Map<String, Value>) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bk_manifest::exit::classify;
+    use bk_manifest::exit::{Exit, classify};
     use bk_manifest::manifest::Status;
     use serde_json::json;
 
@@ -156,7 +143,7 @@ mod tests {
             status: Status::Complete,
             extra: facts(last),
         };
-        MaxShrink(percent).compare(&last, &facts(now))
+        super::compare(MaxShrink(percent), &last, &facts(now))
     }
 
     fn tables(tables: &Value) -> Value {

@@ -18,6 +18,7 @@ use crate::parent::Parent;
 use crate::path::RelPath;
 use crate::progress::Progress;
 use crate::scan::{self, scan};
+use crate::shrink::{Extent, MaxShrink};
 use crate::stream::Reader;
 use crate::tree_root::TreeRoot;
 
@@ -36,12 +37,15 @@ pub struct Options {
     pub rehash: bool,
     /// What makes a file unchanged.
     pub trust: Trust,
+    /// How much less it may hold than in the parent.
+    pub max_shrink: MaxShrink,
 }
 
 /// Walks the tree at `root` and writes the document with its entries merged in.
 ///
 /// # Errors
-/// A malformed document or parent, a root that cannot be read, paths that are there already.
+/// A malformed document or parent, a root that cannot be read, paths that are there already;
+/// [`Exit::Unmet`] for a tree that holds much less than in the parent.
 pub fn add(
     incoming: Reader<'_>,
     output: impl Write,
@@ -61,9 +65,11 @@ pub fn add(
                 .with_context(|| format!("cannot read '{}'", root.display()))?,
         ),
     };
-    let (merge, run) = Merge::begin(incoming, output, source(&root_path, options))?;
-    let parent = run.parent.as_ref().filter(|_| !options.hash);
-    let mut parent = parent.map(Parent::open).transpose()?;
+    let source = source(&root_path, options);
+    let (merge, run) = Merge::begin(incoming, output, source.clone())?;
+    let parent = run.parent.as_ref();
+    let mut parent = parent.map(|parent| Parent::open(parent, &source)).transpose()?;
+    let mut held = Extent::default();
     let mut left_out = LeftOut::default();
     let mut hashing = Hashing {
         merge,
@@ -77,7 +83,8 @@ pub fn add(
         if options.component != DEFAULT_COMPONENT {
             entry.component = Some(options.component.clone());
         }
-        if let Some(parent) = parent.as_mut().filter(|_| !options.rehash) {
+        held.add(&entry);
+        if let Some(parent) = parent.as_mut().filter(|_| !options.rehash && !options.hash) {
             let changed = if options.trust.ctime { entry.ctime } else { entry.mtime };
             parent.complete(&mut entry, changed, |entry, known| {
                 entry.is_unchanged_from(known, options.trust)
@@ -91,7 +98,11 @@ pub fn add(
     })?;
     hashing.flush(&mut unreadable)?;
     left_out.merge(unreadable);
-    parent.map_or(Ok(()), Parent::end)?;
+    let before = parent.map(Parent::end).transpose()?;
+    // What is partial costs no complete one, and the part is worth more than nothing.
+    if let Some(before) = before.filter(|_| !left_out.has_fault()) {
+        options.max_shrink.check(&options.component, before, held)?;
+    }
     hashing.merge.end(&options.component, "tree", left_out, |component| {
         if let Some(tree_root) = tree_root {
             tree_root.record(component);

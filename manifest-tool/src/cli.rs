@@ -1,5 +1,7 @@
 //! The command line of `bk-manifest`.
 
+pub mod shrink;
+
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -7,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
+use self::shrink::ShrinkArgs;
 use crate::add;
 use crate::check;
 use crate::diff;
@@ -108,6 +111,8 @@ struct AddArgs {
     /// Do not compare inode numbers (network file systems that invent them)
     #[arg(long)]
     ignore_inode: bool,
+    #[command(flatten)]
+    shrink: ShrinkArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -329,6 +334,7 @@ fn run_add(args: &AddArgs, console: &Console) -> anyhow::Result<Exit> {
         hash: args.hash,
         rehash: args.rehash,
         trust: Trust { ctime: !args.ignore_ctime, inode: !args.ignore_inode },
+        max_shrink: args.shrink.limit(),
     };
     let input = console.input("bk-manifest new --app NAME | bk-manifest add --root DIR | …")?;
     let reader = Reader::new(Box::new(input) as Box<dyn Read>)?;

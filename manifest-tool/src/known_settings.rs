@@ -191,6 +191,13 @@ pub const SETTINGS: &[(&str, &[Setting])] = &[
             setting("BACKUP_INCLUDE_DATABASE", BOOLEAN, "Back up the databases").default("true"),
             setting("BACKUP_INCLUDE_ARCHIVED", BOOLEAN, "Back up events/archived (PicPeak)").default("true"),
             setting("BACKUP_STOP_SERVICES", Kind::Words, "Compose services to stop during a backup and a restore")
+            setting(
+                "BACKUP_MAX_SHRINK",
+                Kind::Integer(0, 100),
+                "Refuse (22) a database, folder or bucket that has lost more than so many percent of its rows, files or\n\
+                 bytes since the last backup; 100 lets everything pass, unset means 90",
+            )
+            .example("90"),
                 .example("api worker"),
             text("BACKUP_MIGRATE", "Command to run once all is restored: the application's migrations")
                 .example("docker compose run --rm backend npx prisma migrate deploy"),

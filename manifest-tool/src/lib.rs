@@ -42,6 +42,7 @@ pub mod sheet;
 pub mod sheet_facts;
 pub mod shell;
 pub mod show;
+pub mod shrink;
 pub mod signal;
 pub mod sort;
 pub mod spool;

@@ -132,6 +132,10 @@ impl Backup {
     }
 }
 
+/// The field of a partial component that says how many of its files were there and could not be
+/// stored.
+pub const MISSING: &str = "missing";
+
 /// A component's record: one database, tree, archive or bucket of a backup.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Component {

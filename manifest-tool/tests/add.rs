@@ -305,6 +305,40 @@ fn a_walk_that_fails_ends_no_document() {
 }
 
 #[test]
+fn a_tree_that_is_empty_by_now_is_refused_unless_that_is_meant() {
+    let fixture = Fixture::new();
+    fixture.store_parent(3600);
+    let new = run(&["new", "--app", "app", "--parent", &fixture.parent()], b"").success().stdout;
+    for name in ["same", "sub/touched", "sub/grown", "swapped"] {
+        fs::remove_file(fixture.root().join(name)).unwrap();
+    }
+    for flags in [&[][..], &["--rehash"], &["--hash"], &["--max-shrink", "99"]] {
+        let message = "'files' holds 0 files, in the last backup 4: it shrank by more than 9";
+        let ran = add(&fixture, &new, flags).failure(22, message);
+        assert!(ran.stderr.contains("BACKUP_MAX_SHRINK=100"), "{}", ran.stderr);
+        assert!(!ran.text().contains("verification"), "the document is not ended");
+    }
+    add(&fixture, &new, &["--max-shrink", "100"]).success();
+}
+
+#[test]
+fn a_tree_is_compared_with_what_the_parent_has_of_its_own_paths() {
+    let fixture = Fixture::new();
+    fs::create_dir(fixture.root().join("many")).unwrap();
+    for number in 0..100 {
+        write(&fixture.root().join(format!("many/{number}")), "x");
+    }
+    fixture.store_parent(3600);
+    let new = run(&["new", "--app", "app", "--parent", &fixture.parent()], b"").success().stdout;
+    add(&fixture, &new, &["sub"]).success();
+    // Under another name nothing of it was there before.
+    fs::remove_dir_all(fixture.root().join("many")).unwrap();
+    add(&fixture, &new, &["--as", "elsewhere"]).success();
+    add(&fixture, &new, &["--component", "other"]).success();
+    add(&fixture, &new, &[]).failure(22, "'files' holds 4 files, in the last backup 104");
+}
+
+#[test]
 fn a_parent_that_is_cut_or_altered_is_refused() {
     let fixture = Fixture::new();
     fixture.store_parent(3600);

@@ -86,6 +86,8 @@ pub struct Packer<'a> {
     left_out: LeftOut,
     /// The components that it belongs to.
     partial: BTreeSet<String>,
+    /// How many files of each component are not stored.
+    missing: BTreeMap<String, u64>,
     totals: Totals,
 }
 
@@ -138,10 +140,21 @@ pub struct Contents {
     pub live: BTreeMap<(Option<String>, String), Live>,
     /// What they refer to of plain files, by backup and the component that those were stored for.
     pub plain: BTreeMap<(Option<String>, String), Live>,
-    /// Number of entries and bytes of files by component.
-    pub components: BTreeMap<String, (u64, u64)>,
+    /// What is there of each component.
+    pub components: BTreeMap<String, Held>,
     /// Whether there are hard links, which get their content in the end.
     pub has_links: bool,
+}
+
+/// What is there of a component.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Held {
+    /// Number of entries.
+    pub entries: u64,
+    /// How many of them are files.
+    pub files: u64,
+    /// Bytes of these.
+    pub bytes: u64,
 }
 
 /// What entries need of one object.
@@ -162,13 +175,14 @@ impl Contents {
             Some(component) => component,
             None => self.components.entry(entry.component().to_owned()).or_default(),
         };
-        component.0 += 1;
+        component.entries += 1;
         self.has_links |= matches!(entry.kind, Kind::Hardlink(_));
         if !entry.is_file() {
             return;
         }
         let size = entry.size.unwrap_or(0);
-        component.1 += size;
+        component.files += 1;
+        component.bytes += size;
         if let Some(at) = &entry.at {
             let live = match plain {
                 None => self.live.entry((at.backup.clone(), at.object.clone())),
@@ -194,6 +208,8 @@ pub struct Packed {
     pub left_out: LeftOut,
     /// The components that it belongs to.
     pub partial: BTreeSet<String>,
+    /// How many files of each component are not stored.
+    pub missing: BTreeMap<String, u64>,
     /// Bytes.
     pub totals: Totals,
 }
@@ -221,6 +237,7 @@ impl<'a> Packer<'a> {
             last_volume,
             left_out: LeftOut::default(),
             partial: BTreeSet::new(),
+            missing: BTreeMap::new(),
             totals: Totals::default(),
         })
     }
@@ -306,6 +323,7 @@ impl<'a> Packer<'a> {
             contents: self.contents,
             left_out: self.left_out,
             partial: self.partial,
+            missing: self.missing,
             totals: self.totals,
         })
     }
@@ -494,6 +512,7 @@ impl<'a> Packer<'a> {
             self.tools.progress.warn(&format!("cannot read '{}': {}", entry.path, why.error));
             self.partial.insert(entry.component().to_owned());
         }
+        *self.missing.entry(entry.component().to_owned()).or_default() += 1;
         self.left_out.add(why.reason, &entry.path);
     }
 

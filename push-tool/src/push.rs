@@ -8,7 +8,8 @@ use bk_manifest::entry::Entry;
 use bk_manifest::exit::{Exit, Failure, fail};
 use bk_manifest::left_out::LeftOut;
 use bk_manifest::manifest::{
-    Backup, Component, EndRun, Header, ObjectRecord, PlainRecord, Pushed, Run, Status, Trailer,
+    Backup, Component, EndRun, Header, MISSING, ObjectRecord, PlainRecord, Pushed, Run, Status,
+    Trailer,
 };
 use bk_manifest::progress::{Progress, human_bytes};
 use bk_manifest::spool::Entries;
@@ -107,6 +108,7 @@ pub fn push(
         lost: BTreeSet::new(),
         left_out: LeftOut::default(),
         faults: BTreeSet::new(),
+        missing: BTreeMap::new(),
         totals: Totals::default(),
         progress,
     };
@@ -125,6 +127,7 @@ pub fn push(
     progress.end();
     let Stored { entries, contents } = packed;
     push.sources.check_stored(&entries)?;
+    push.blame_missing(&contents);
     let mut document = push.document(header, trailer, &folder, &contents, options)?;
     let (objects, plain) = push.needs(&folder, &document)?;
     let needs = Needs { objects, plain: &plain, entries: &entries };
@@ -182,6 +185,8 @@ struct Push<'a> {
     left_out: LeftOut,
     /// Components of which something is missing.
     faults: BTreeSet<String>,
+    /// How many files of each component were there and are not stored.
+    missing: BTreeMap<String, u64>,
     totals: Totals,
     progress: &'a dyn Progress,
 }
@@ -300,6 +305,9 @@ impl Push<'_> {
         };
         self.left_out.merge(packed.left_out);
         self.faults.extend(packed.partial);
+        for (component, missing) in packed.missing {
+            *self.missing.entry(component).or_default() += missing;
+        }
         self.totals.stored += packed.totals.stored;
         // A further pass sees all entries again.
         self.totals.inherited = packed.totals.inherited;
@@ -354,6 +362,20 @@ impl Push<'_> {
         Err(fail(Exit::Failed, "objects vanish at the destination as fast as they are stored"))
     }
 
+    /// Counts a component as partial that is mostly gone: a file that vanishes is none's fault, but most
+    /// of them do not go by chance between a listing and its reading.
+    fn blame_missing(&mut self, contents: &Contents) {
+        for (component, missing) in &self.missing {
+            let there = contents.components.get(component).map_or(0, |held| held.files);
+            if *missing > there && self.faults.insert(component.clone()) {
+                self.progress.warn(&format!(
+                    "{missing} of the {} files of '{component}' were gone when they were to be read",
+                    missing + there
+                ));
+            }
+        }
+    }
+
     /// Header and trailer as they are to be stored.
     fn document(
         &self,
@@ -396,12 +418,17 @@ impl Push<'_> {
             }
         }
         for component in &mut components {
-            let (count, size) =
-                contents.components.get(&component.name).copied().unwrap_or_default();
-            component.extra.insert("count".into(), count.into());
-            component.extra.insert("size".into(), size.into());
+            let held = contents.components.get(&component.name).copied().unwrap_or_default();
+            component.extra.insert("count".into(), held.entries.into());
+            component.extra.insert("size".into(), held.bytes.into());
+            component.extra.remove(MISSING);
             if self.faults.contains(&component.name) {
                 component.status = Status::Partial;
+            }
+            // What the next backup is compared with is what was there.
+            let missing = self.missing.get(&component.name);
+            if let Some(missing) = missing.filter(|_| component.status == Status::Partial) {
+                component.extra.insert(MISSING.into(), (*missing).into());
             }
             component.extra.remove("encryption");
             if let Some(how) = encryption(&component.name, contents, &objects, &plain) {

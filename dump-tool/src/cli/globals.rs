@@ -2,13 +2,13 @@
 
 use bk_manifest::exit::Exit;
 use bk_manifest::shell::Console;
+use bk_manifest::shrink::MaxShrink;
 
 use super::connection::{ConnectionArgs, request};
 use super::{PIPE, StageArgs, filter_options};
 use crate::filter::{self, Patient};
 use crate::postgres::connection::Server;
 use crate::postgres::globals;
-use crate::shrink::MaxShrink;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct GlobalsArgs {

@@ -5,12 +5,13 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use bk_manifest::cli::shrink::ShrinkArgs;
 use bk_manifest::command::Cancel;
 use bk_manifest::exit::{Exit, Failure, fail};
 use bk_manifest::shell::Console;
 
 use super::connection::{ConnectionArgs, server_request};
-use super::{PIPE, ShrinkArgs, StageArgs, filter_options};
+use super::{PIPE, StageArgs, filter_options};
 use crate::compress::Compression;
 use crate::filter::{self, Patient, Work};
 use crate::level::Level;

@@ -10,6 +10,7 @@ use bk_manifest::manifest::{Component, HostPath, Layout, Source, SourceKind, Sta
 use bk_manifest::merge::{Merge, refuse_stored, taken};
 use bk_manifest::parent::Parent;
 use bk_manifest::progress::Progress;
+use bk_manifest::shrink::{Extent, MaxShrink};
 use bk_manifest::stream::{Format, Reader, Writer, copy_entries};
 
 use super::objects::Objects;
@@ -27,12 +28,15 @@ pub struct Options<'a> {
     pub rehash: bool,
     /// How its objects are stored.
     pub layout: Layout,
+    /// How much less it may hold than in the parent.
+    pub max_shrink: MaxShrink,
 }
 
 /// Lists a bucket and writes the document with its entries merged in.
 ///
 /// # Errors
-/// A malformed document or parent, a bucket that cannot be listed, paths and names that are taken.
+/// A malformed document or parent, a bucket that cannot be listed, paths and names that are taken;
+/// [`Exit::Unmet`] for a bucket that holds much less than in the parent.
 pub fn add(
     incoming: Reader<'_>,
     output: impl Write,
@@ -50,11 +54,14 @@ pub fn add(
         access: Some(options.access.to_owned()),
         layout: options.layout,
     };
-    let (mut merge, run) = Merge::begin(incoming, output, source)?;
-    let mut parent = run.parent.as_ref().map(Parent::open).transpose()?;
+    let (mut merge, run) = Merge::begin(incoming, output, source.clone())?;
+    let parent = run.parent.as_ref();
+    let mut parent = parent.map(|parent| Parent::open(parent, &source)).transpose()?;
+    let mut held = Extent::default();
     let mut objects = Objects::list(bucket, options.component, progress)?;
     let mut left_out = std::mem::take(&mut objects.left_out);
     objects.each(&mut left_out, &mut |mut entry| {
+        held.add(&entry);
         if let Some(parent) = parent.as_mut().filter(|_| !options.rehash) {
             let changed = entry.mtime;
             let known = parent.complete(&mut entry, changed, is_unchanged)?;
@@ -64,7 +71,9 @@ pub fn add(
         }
         merge.entry(&entry)
     })?;
-    parent.map_or(Ok(()), Parent::end)?;
+    if let Some(before) = parent.map(Parent::end).transpose()? {
+        options.max_shrink.check(options.component, before, held)?;
+    }
     let unnameable = left_out.count(Reason::Unnameable);
     if unnameable > 0 {
         progress.warn(&format!(

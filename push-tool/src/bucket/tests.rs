@@ -17,6 +17,7 @@ use bk_manifest::manifest::{
 };
 use bk_manifest::path::RelPath;
 use bk_manifest::progress::{Progress, Silent};
+use bk_manifest::shrink::MaxShrink;
 use bk_manifest::spool::Document;
 use bk_manifest::stream::{Format, Reader, Writer};
 use serde_json::json;
@@ -57,6 +58,7 @@ const OPTIONS: Options<'static> = Options {
 };
 
 fn added(document: &[u8], bucket: &MemoryBucket) -> anyhow::Result<(Exit, Vec<u8>)> {
+    max_shrink: MaxShrink(90),
     let mut output = Vec::new();
     let reader = Reader::new(document).unwrap();
     let exit = add(reader, &mut output, bucket, &OPTIONS, &Silent)?;
@@ -340,6 +342,48 @@ fn keys_that_are_revoked_while_objects_are_read_make_no_backup() {
         let error = pushed(&document, &bucket, &memory).unwrap_err();
         assert_eq!(classify(&error), Exit::Denied, "{gets}");
         assert!(!has_manifest(&memory));
+#[test]
+fn a_bucket_that_is_empty_by_now_is_refused_and_does_not_become_the_newest_backup() {
+    let (bucket, document, memory) = hundred();
+    let parent = as_parent(&pushed(&document, &bucket, &memory).unwrap().1);
+    let next = begun(2, Some(&parent), Vec::new());
+    for key in bucket.keys().iter().take(90) {
+        bucket.remove(key);
+    }
+    assert_eq!(added(&next, &bucket).unwrap().0, Exit::Done, "10 of 100");
+    bucket.remove("099");
+    let error = added(&next, &bucket).unwrap_err();
+    assert_eq!(classify(&error), Exit::Unmet);
+    assert!(error.to_string().contains("'minio' holds 9 files, in the last backup 100"), "{error}");
+    let options = Options { max_shrink: MaxShrink::NO_LIMIT, ..OPTIONS };
+    let reader = Reader::new(&next[..]).unwrap();
+    assert_eq!(add(reader, Vec::new(), &bucket, &options, &Silent).unwrap(), Exit::Done);
+}
+
+#[test]
+fn objects_that_are_mostly_gone_when_they_are_read_make_no_complete_backup() {
+    for (gone, is_complete) in [(50, true), (51, false), (100, false)] {
+        let (bucket, document, memory) = hundred();
+        for key in bucket.keys().iter().take(gone) {
+            bucket.remove(key);
+        }
+        let (exit, stored) = pushed(&document, &bucket, &memory).unwrap();
+        let (_, trailer) = entries(&stored);
+        let status = trailer.components().unwrap()[0].status;
+        let due = if is_complete {
+            (Exit::Done, Status::Complete)
+        } else {
+            (Exit::Partial, Status::Partial)
+        };
+        assert_eq!((exit, status), due, "{gone}");
+        if gone == 100 {
+            let parent = as_parent(&stored);
+            let error = added(&begun(2, Some(&parent), Vec::new()), &bucket).unwrap_err();
+            assert!(error.to_string().contains("in the last backup 100"), "{error}");
+        }
+    }
+}
+
     }
 }
 

@@ -1,5 +1,6 @@
 //! `bk-push add`: lists an application's own bucket.
 
+use bk_manifest::cli::shrink::ShrinkArgs;
 use bk_manifest::exit::Exit;
 use bk_manifest::manifest::Layout;
 use bk_manifest::shell::Console;
@@ -25,6 +26,8 @@ pub(super) struct AddArgs {
     /// Take no object as unchanged: have all of them read again
     #[arg(long)]
     rehash: bool,
+    #[command(flatten)]
+    shrink: ShrinkArgs,
     /// Record only that the bucket is not backed up, and why; nothing connects to it
     #[arg(long, value_name = "REASON", conflicts_with = "rehash")]
     skip: Option<String>,
@@ -54,6 +57,7 @@ pub(super) fn run(args: &AddArgs, console: &Console) -> anyhow::Result<Exit> {
             LayoutArg::Plain => Layout::Plain,
             LayoutArg::Packed => Layout::Packed,
         },
+        max_shrink: args.shrink.limit(),
     };
     let bucket = connect(options.name, options.access)?;
     add::add(reader, console.output(), &*bucket, &options, console)
