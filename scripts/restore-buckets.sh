@@ -2,12 +2,12 @@
 # How restore.sh puts the application's buckets back. It is sourced, and works with the variables of main and `plan`:
 # given, place, kind.
 
-buckets=()
+buckets=() strangers=()
 
 # Sets `place` to where a bucket of the backup goes; `kind` to nothing if nowhere. $1: its name there
 plan_bucket() {
   local item list stays=stays
-  [[ -z ${given["--delete-strangers"]} ]] || stays='is removed'
+  [[ -z ${given["--delete-strangers"]} ]] || stays='is removed' strangers=(--delete-strangers)
   [[ -z ${BACKUP_BUCKET_SKIP:-} ]] || { kind='' place='not restored: BACKUP_BUCKET_SKIP says why' && return 0; }
   read -ra list <<<"${BACKUP_BUCKET}"
   for item in "${list[@]}"; do
@@ -21,11 +21,11 @@ plan_bucket() {
 
 # Mirrors a bucket back. $1: NAME=s3://BUCKET; the rest: more arguments
 fetch_bucket() {
-  bk-push fetch "${place[@]}" --component "${1%%=*}" --bucket "${1#*=}" --bucket-access BACKUP_BUCKET --into "${@:2}" \
+  bk-push fetch "${place[@]}" --component "${1%%=*}" --bucket "${1#*=}" --bucket-access BACKUP_BUCKET --into "${strangers[@]}" "${@:2}" \
     <"${work}/manifest" >"${work}/bucket"
 }
 
-# Finds out whether the buckets are there and can be listed; changes nothing.
+# Finds out whether the buckets are there and can be listed, and may lose what the backup lacks; changes nothing.
 check_buckets() {
   local item
   for item in "${buckets[@]}"; do fetch_bucket "${item}" --dry-run; done
@@ -33,10 +33,9 @@ check_buckets() {
 
 # Puts them back.
 put_back_buckets() {
-  local item strangers=()
-  [[ -z ${given["--delete-strangers"]} ]] || strangers=(--delete-strangers)
+  local item
   for item in "${buckets[@]}"; do
     half=${half/was put aside;/was put aside, but not what was in a bucket;}
-    replace fetch_bucket "${item}" "${strangers[@]}" || lose $?
+    replace fetch_bucket "${item}" || lose $?
   done
 }

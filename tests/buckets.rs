@@ -248,6 +248,10 @@ fn only_what_changed_is_read_and_the_next_backup_has_it() {
     assert!(refused.stderr.contains("not empty"), "{}", refused.stderr);
     let told = world.fetch("dest", &document, &["--into", "--dry-run"]).expect(0).stderr;
     assert!(told.contains("'stranger' is not in the backup; it is left"), "{told}");
+    let dry = ["--into", "--delete-strangers", "--dry-run"];
+    let told = world.fetch("dest", &document, &dry).expect(0).stderr;
+    assert!(told.contains("2 objects that the backup does not have would be removed"), "{told}");
+    assert!(told.contains("'stranger' is not in the backup; it would be removed"), "{told}");
     assert_eq!(world.gateway.read("documents", "plain"), b"overwritten");
     world.proxy.clear();
     world.fetch("dest", &document, &["--into"]).expect(0);

@@ -39,7 +39,7 @@ nothing_was_touched() {
 # $4: the step.
 break_call() {
   mkdir "${FAKE}/real" && mv "${FAKE}/bin/$1" "${FAKE}/real/$1"
-  printf '#!/bin/bash\n[[ $* != *%s* ]] || echo %s >"${FAKE}/codes/%s"\nexec "${FAKE}/real/%s" "$@"\n' "$2" "$3" "$4" "$1" >"${FAKE}/bin/$1"
+  printf '#!/bin/bash\n[[ $* != *%s* || ($* == *--dry-run && %s != *-dry-run) ]] || echo %s >"${FAKE}/codes/%s"\nexec "${FAKE}/real/%s" "$@"\n' "$2" "$4" "$3" "$4" "$1" >"${FAKE}/bin/$1"
   chmod +x "${FAKE}/bin/$1"
 }
 
@@ -136,6 +136,16 @@ END
   run -0 "${restore}" latest --confirm app --secrets no --delete-strangers
   [[ ${output} == *'into s3://documents; what differs is overwritten, what the backup lacks is removed'* ]]
   [[ $(grep -c -- '--delete-strangers$' "${FAKE}/calls") == 2 ]]
+}
+
+@test "a bucket that may lose nothing is told by the dry run, and before anything is replaced" {
+  with_buckets
+  break_call bk-push --delete-strangers 2 bk-push-fetch-dry-run
+  run -0 "${restore}" latest --dry-run
+  run -2 "${restore}" latest --dry-run --delete-strangers
+  run --separate-stderr -2 "${restore}" latest --confirm app --secrets no --delete-strangers
+  [[ ${stderr} == *'restore.sh: nothing was replaced' ]]
+  run ! grep docker "${FAKE}/calls"
 }
 
 @test "a bucket that has no place, or is out of reach, is told before anything is replaced" {

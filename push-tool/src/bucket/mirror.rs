@@ -115,7 +115,12 @@ pub fn mirror(
     if options.is_dry {
         counts.tell("would be ", bucket, progress);
         let prefix = RelPath::new(name.as_bytes())?;
-        Strangers { bucket, prefix, entries: strangers, progress }.tell()?;
+        let strangers = Strangers { bucket, prefix, entries: strangers, progress };
+        if options.deletes_strangers {
+            strangers.tell_removal()?;
+        } else {
+            strangers.tell("is left")?;
+        }
         return Ok(document.trailer.worsen(Exit::Done)?);
     }
 
@@ -141,7 +146,7 @@ pub fn mirror(
             true
         }
         (false, _) => {
-            strangers.tell()?;
+            strangers.tell("is left")?;
             false
         }
     };

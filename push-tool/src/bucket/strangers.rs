@@ -21,11 +21,22 @@ pub(super) struct Strangers<'a> {
 }
 
 impl Strangers<'_> {
-    pub(super) fn tell(&self) -> anyhow::Result<()> {
+    /// Names them, each with what becomes of it.
+    pub(super) fn tell(&self, fate: &str) -> anyhow::Result<()> {
         let line = |entry: anyhow::Result<Entry>| {
-            Ok(format!("'{}' is not in the backup; it is left", key(&entry?, &self.prefix)?))
+            Ok(format!("'{}' is not in the backup; it {fate}", key(&entry?, &self.prefix)?))
         };
         tell_some(self.entries.iter().map(line), self.progress)
+    }
+
+    /// Says what [`Strangers::remove`] would do.
+    pub(super) fn tell_removal(&self) -> anyhow::Result<()> {
+        let count = self.entries.count();
+        if count > 0 {
+            let message = format!("{count} objects that the backup does not have would be removed");
+            self.progress.warn(&message);
+        }
+        self.tell("would be removed")
     }
 
     /// Removes them; returns how many are left.

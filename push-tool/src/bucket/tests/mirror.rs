@@ -173,6 +173,8 @@ fn the_bucket_that_is_meant_is_found_or_told() {
     let component = |name: &str, kind: &str, status: &str| json!({"name": name, "kind": kind, "status": status, "reason": "elsewhere"});
     let find = |components: &[serde_json::Value], names: &[&str]| {
         let empty = begun(1, None, Vec::new());
+    let error = stored.mirror(&bucket, &["into", "delete", "dry"], &[]).unwrap_err();
+    assert_eq!(classify(&error), Exit::Usage);
         let mut document = Document::read(&empty[..]).unwrap();
         document.trailer.set("components", json!(components));
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
