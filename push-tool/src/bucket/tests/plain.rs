@@ -99,6 +99,44 @@ fn names_that_would_be_taken_for_something_else_go_into_a_volume() {
 }
 
 #[test]
+fn a_name_that_is_too_long_for_a_folder_costs_a_restore_by_hand_that_file_alone() {
+    let long = "n".repeat(300);
+    for layout in [Layout::Plain, Layout::Packed] {
+        let (bucket, memory) = (MemoryBucket::default(), memory());
+        for key in ["a", &long, &format!("{long}/below"), "zz/after"] {
+            bucket.store(
+                &key.replace(&format!("{long}/"), &format!("x{long}/")),
+                Object::new(key.as_bytes(), 1),
+            );
+        }
+        let reader = begun(1, None, Vec::new());
+        let mut document = Vec::new();
+        let options = Options { layout, ..OPTIONS };
+        add(Reader::new(&reader[..]).unwrap(), &mut document, &bucket, &options, &Silent).unwrap();
+        pushed(&document, &bucket, &memory).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        for (name, bytes) in below(&memory, FOLDER) {
+            let file = folder.path().join("backup").join(name);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            let mut file = std::fs::File::create(file).unwrap();
+            std::io::Write::write_all(&mut file, &bytes).unwrap();
+        }
+        let mut script = std::process::Command::new("bash");
+        script.arg(folder.path().join("backup/RESTORE.txt")).arg(folder.path().join("back"));
+        let ended = script.output().unwrap();
+        let told = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{told}");
+        assert!(told.contains(&format!("LOST: minio/{long}\n")), "{told}");
+        assert!(told.contains(&format!("LOST: minio/x{long}/below\n")), "{told}");
+        assert_eq!(told.matches("LOST").count(), 2, "{told}");
+        for key in ["a", "zz/after"] {
+            let back = folder.path().join("back/minio").join(key);
+            assert_eq!(std::fs::read(back).unwrap(), key.as_bytes(), "{told}");
+        }
+    }
+}
+
+#[test]
 fn the_next_backup_refers_to_what_is_there() {
     let (bucket, memory) = (MemoryBucket::default(), memory());
     for key in ["a", "b", "c"] {
