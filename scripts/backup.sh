@@ -54,9 +54,8 @@ main() {
   make_copy
   [[ ${code} == 0 ]] || word='done with warnings'
   # shellcheck disable=SC2312 # a failure shows: the facts are missing
-  mapfile -t facts < <(bk-manifest show "${work}/run.json" | sed -n 's/^\(backup\|entries\|objects\) *//p')
-  facts[2]=${facts[2]#*, }
-  printf 'backup.sh: %s %s: %s; stored %s%s%s\n' "${word}" "${facts[0]}" "${facts[1]}" "${facts[2]%%;*}" "${kept}" "${copied}"
+  mapfile -t facts < <(bk-manifest show "${work}/run.json" | sed -n 's/^\(backup\|entries\|stored\) *//p')
+  printf 'backup.sh: %s %s: %s; stored %s%s%s\n' "${word}" "${facts[0]}" "${facts[1]}" "${facts[2]%% by *}" "${kept}" "${copied}"
   exit "${code}"
 }
 

@@ -102,6 +102,10 @@ impl Summary {
         self.write_components(output)?;
         self.write_left_out(output)?;
         self.write_objects(output)?;
+        if let Some(pushed) = self.trailer.run()?.pushed {
+            let stored = human_bytes(pushed.stored);
+            line(output, "stored", &format!("{stored} by this run, {} objects", pushed.objects))?;
+        }
         if let Some(checksum) = self.trailer.total_checksum() {
             line(output, "sums", &format!("all hold; total {checksum}"))?;
         }
@@ -290,6 +294,7 @@ impl Kinds {
             counted(self.special, "special file", "special files"),
         ]
         .into_iter()
+    use crate::manifest::{EndRun, Pushed};
         .flatten()
         .collect();
         if parts.is_empty() { "none".into() } else { parts.join(", ") }
@@ -332,6 +337,8 @@ mod tests {
         );
         let digest = "0".repeat(64);
         trailer.set(
+        let pushed = Pushed { objects: 4, stored: 3073, ..Pushed::default() };
+        trailer.set_run(&EndRun { pushed: Some(pushed), ..EndRun::default() });
             "objects",
             json!([
                 {"backup":"b-0","checksum":digest,"live":1,"object":"o","size":2048},
@@ -351,6 +358,7 @@ mod tests {
         summary().write_text(&mut text).unwrap();
         let text = String::from_utf8(text).unwrap();
         for wanted in [
+            "stored       3.0 KiB by this run, 4 objects\n",
             "backup       b-1 (full)\n",
             "application  app 1\\u{202e}2\n",
             "parent       b-0\n",

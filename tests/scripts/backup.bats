@@ -27,7 +27,9 @@ END
 backup       backup-20260428-022150-a1b2c3d4 (incremental)
 application  app
 entries      12 files, 3.4 MiB
-objects      2 in this backup, 1.2 MiB; 1 in 1 earlier, 2.2 MiB
+objects      2 in this backup, 1.0 MiB; 1 in 1 earlier, 2.2 MiB
+             2 files one by one in minio/, 200.0 KiB
+stored       1.2 MiB by this run, 4 objects
 END
 }
 
