@@ -1,23 +1,45 @@
 //! What a bucket holds, as entries in the order of paths.
 
 use std::collections::BTreeSet;
+use std::io::Read;
 
 use anyhow::Context;
 use bk_manifest::entry::{Entry, Kind};
-use bk_manifest::exit::{Exit, fail};
+use bk_manifest::exit::{Exit, Failure};
 use bk_manifest::left_out::{LeftOut, Reason};
 use bk_manifest::manifest::is_within;
-use bk_manifest::path::RelPath;
+use bk_manifest::path::{RelPath, escape};
 use bk_manifest::progress::Progress;
 use bk_manifest::scan::DESTINATION_MARKER;
 use bk_manifest::sort::{Sorter, pair, unpair};
 
 use super::{Bucket, Listed, describe};
+use crate::destination::ErrorKind;
+use crate::store::Marker;
 
 /// Memory for the order of the keys; more goes through temporary files.
 const ORDER_BUDGET: usize = 32 << 20;
+/// Bytes of a marker that are read: far more than any has.
+const MARKER_LIMIT: u64 = 64 << 10;
 /// Backup destinations in one bucket that are told apart.
 const DESTINATIONS_LIMIT: usize = 1000;
+
+/// Whether an object is a destination's marker: by what it holds, for anybody who may store an object can
+/// choose its name.
+fn is_marker(bucket: &dyn Bucket, key: &str) -> anyhow::Result<bool> {
+    let content = match bucket.get(key, None) {
+        Ok(content) => content,
+        // What becomes of it is told when it is to be read as any other.
+        Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Denied) => {
+            return Ok(false);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut text = Vec::new();
+    let read = content.bytes.take(MARKER_LIMIT).read_to_end(&mut text);
+    read.with_context(|| format!("cannot read '{}'", escape(key.as_bytes())))?;
+    Ok(serde_json::from_slice::<Marker>(&text).is_ok())
+}
 
 /// What a bucket holds, on the way into the order of paths.
 pub(super) struct Objects {
@@ -52,7 +74,7 @@ impl Objects {
         for listed in bucket.list()? {
             bk_manifest::signal::check()?;
             let listed = listed?;
-            objects.take(bucket, component, &listed)?;
+            objects.take(bucket, component, &listed, progress)?;
             progress.advance(0, 1);
         }
         progress.end();
@@ -64,6 +86,7 @@ impl Objects {
         bucket: &dyn Bucket,
         component: &str,
         listed: &Listed,
+        progress: &dyn Progress,
     ) -> anyhow::Result<()> {
         // A key that ends with a slash and holds nothing is what consoles make for an empty folder.
         let folder = listed.key.strip_suffix('/').filter(|_| listed.size == 0);
@@ -72,14 +95,20 @@ impl Objects {
             self.left_out.add_name(Reason::Unnameable, listed.key.as_bytes());
             return Ok(());
         };
-        if folder.is_none() && path.file_name() == DESTINATION_MARKER.as_bytes() {
-            let above = below.rsplit_once('/').map(|(above, _)| format!("{component}/{above}"));
+        let has_name = folder.is_none() && path.file_name() == DESTINATION_MARKER.as_bytes();
+        if has_name && is_marker(bucket, &listed.key)? {
+            let above = below.rsplit_once('/').map(|(above, _)| above);
             let Some(above) = above.filter(|_| self.destinations.len() < DESTINATIONS_LIMIT) else {
-                let bucket = bucket.describe();
-                let message = format!("'{bucket}' is a backup destination, or full of them");
-                return Err(fail(Exit::Usage, message));
+                let (bucket, key) = (bucket.describe(), escape(listed.key.as_bytes()));
+                let message =
+                    format!("'{bucket}' is a backup destination, or full of them: it has '{key}'");
+                return Err(Failure::new(Exit::Usage, message)
+                    .hint("name the application's own bucket; if it is that one, remove the object")
+                    .into());
             };
-            self.destinations.insert(above.into_bytes());
+            let shown = escape(above.as_bytes());
+            progress.warn(&format!("left out '{shown}/': it is a backup destination"));
+            self.destinations.insert(format!("{component}/{above}").into_bytes());
         }
         let mut entry = Entry::new(path);
         entry.component = Some(component.to_owned());

@@ -49,6 +49,9 @@ fn begun(number: u32, parent: Option<&tempfile::NamedTempFile>, sources: Vec<Sou
     Writer::new(Vec::new(), Format::Json, header).unwrap().end(trailer).unwrap().0
 }
 
+/// What the marker of a destination holds.
+const MARKER: &[u8] = br#"{"id":"00000000075bcd15","grace_seconds":86400}"#;
+
 const OPTIONS: Options<'static> = Options {
     component: "minio",
     name: "s3://documents",
@@ -206,7 +209,8 @@ fn a_listing_that_shows_a_key_twice_gives_one_entry_of_the_later_state() {
 fn backups_in_the_bucket_are_not_backed_up() {
     let bucket = MemoryBucket::default();
     for key in ["backups/.bk-destination", "backups/2026/x", "backups!", "z"] {
-        bucket.store(key, Object::new(b"1", 0));
+        let content = if key.ends_with(".bk-destination") { MARKER } else { b"1" };
+        bucket.store(key, Object::new(content, 0));
     }
     let (exit, document) = added(&begun(1, None, Vec::new()), &bucket).unwrap();
     let (entries, trailer) = entries(&document);
@@ -215,9 +219,27 @@ fn backups_in_the_bucket_are_not_backed_up() {
         (Exit::Done, vec!["minio/backups!".into(), "minio/z".into()])
     );
     assert_eq!(trailer.left_out().unwrap().count(Reason::Destination), 1);
-    bucket.store(".bk-destination", Object::new(b"1", 0));
+    bucket.store(".bk-destination", Object::new(MARKER, 0));
     let error = added(&begun(1, None, Vec::new()), &bucket).unwrap_err();
     assert_eq!(classify(&error), Exit::Usage);
+    assert!(error.to_string().contains("'.bk-destination'"), "{error}");
+}
+
+#[test]
+fn an_object_that_is_only_called_like_a_marker_hides_nothing() {
+    let bucket = MemoryBucket::default();
+    let large = [MARKER, &b" ".repeat(70_000)].concat();
+    for (folder, content) in [("", &b""[..]), ("a/", b"{}"), ("b/", b"\xff"), ("c/", &large)] {
+        bucket.store(&format!("{folder}.bk-destination"), Object::new(content, 0));
+        // The listing shows it before the marker, and another behind it.
+        bucket.store(&format!("{folder}-first"), Object::new(b"1", 0));
+        bucket.store(&format!("{folder}last"), Object::new(b"1", 0));
+    }
+    let (exit, document) = added(&begun(1, None, Vec::new()), &bucket).unwrap();
+    let (entries, trailer) = entries(&document);
+    let hidden = trailer.left_out().unwrap().count(Reason::Destination);
+    // The last one has no more than blanks beyond what is read of it: it is a marker.
+    assert_eq!((exit, entries.len(), hidden), (Exit::Done, 9, 1), "{:?}", paths(&entries));
 }
 
 #[test]
