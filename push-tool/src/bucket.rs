@@ -30,12 +30,13 @@ use crate::s3::application::ApplicationBucket;
 /// The kind of component that a bucket is.
 pub const KIND: &str = "bucket";
 /// Headers of an object that are kept; each is a field of the entry, with `_` for `-`.
-pub const HEADERS: [&str; 5] = [
+pub const HEADERS: [&str; 6] = [
     "cache-control",
     "content-disposition",
     "content-encoding",
     "content-language",
     "content-type",
+    "expires",
 ];
 /// The field of an entry that holds what the store calls the state of the object.
 const ETAG: &str = "etag";

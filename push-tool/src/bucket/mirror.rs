@@ -14,18 +14,22 @@ use bk_manifest::select::Selection;
 use bk_manifest::spool::{Document, Spool};
 
 use super::objects::Objects;
-use super::putting::Putting;
+use super::putting::{Putting, key};
 use super::strangers::Strangers;
-use super::{Bucket, KIND, etag};
+use super::{Attributes, Bucket, KIND, etag};
 use crate::catalog::Folders;
 use crate::decrypt::{self, Sealed};
+use crate::destination::ErrorKind;
 use crate::fetch::find;
 use crate::identity::Identities;
+use crate::parallel;
 use crate::read::Plan;
 use crate::store::Store;
 
 /// Objects that are put at once: a small one takes as long as an answer takes.
 const IN_FLIGHT: usize = 8;
+/// Objects that are looked at together.
+const LOOK_BATCH: usize = 1000;
 /// Names of lost objects, and of strangers, that are shown one by one.
 pub(super) const NAMES_SHOWN: usize = 50;
 
@@ -102,7 +106,8 @@ pub fn mirror(
             .into());
     }
     let sealed = Sealed::new(&document.header, &document.trailer, &folder)?;
-    let mut work = Work::new(&folders, sealed)?;
+    let prefix = RelPath::new(name.as_bytes())?;
+    let mut work = Work::new(&folders, sealed, bucket, prefix.clone())?;
     work.compare(document, objects, &selection)?;
     if work.selected == 0 && !options.paths.is_empty() {
         return Err(fail(Exit::NotFound, "no path of the bucket matches"));
@@ -114,7 +119,6 @@ pub fn mirror(
     let (markers, strangers) = (markers.finish()?, strangers.finish()?);
     if options.is_dry {
         counts.tell("would be ", bucket, progress);
-        let prefix = RelPath::new(name.as_bytes())?;
         let strangers = Strangers { bucket, prefix, entries: strangers, progress };
         if options.deletes_strangers {
             strangers.tell_removal()?;
@@ -125,7 +129,6 @@ pub fn mirror(
     }
 
     progress.begin("putting back", Some(counts.bytes));
-    let prefix = RelPath::new(name.as_bytes())?;
     let putting = Putting::new(bucket, prefix.clone(), progress);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(IN_FLIGHT).build();
     pool.context("cannot start threads")?
@@ -157,6 +160,10 @@ pub fn mirror(
 /// What is to be done, found by going through backup and bucket side by side.
 struct Work<'a> {
     folders: &'a Folders,
+    bucket: &'a dyn Bucket,
+    prefix: RelPath,
+    /// Entries whose content is there, in objects that were stored at another time.
+    doubtful: Vec<(u64, Entry)>,
     plan: Plan,
     /// What of the encrypted objects holds what is to be put back.
     sealed: Sealed,
@@ -179,9 +186,17 @@ struct Counts {
 }
 
 impl<'a> Work<'a> {
-    fn new(folders: &'a Folders, sealed: Sealed) -> anyhow::Result<Self> {
+    fn new(
+        folders: &'a Folders,
+        sealed: Sealed,
+        bucket: &'a dyn Bucket,
+        prefix: RelPath,
+    ) -> anyhow::Result<Self> {
         Ok(Work {
             folders,
+            bucket,
+            prefix,
+            doubtful: Vec::new(),
             plan: Plan::default(),
             sealed,
             markers: Spool::new()?,
@@ -222,6 +237,7 @@ impl<'a> Work<'a> {
             let (place, entry) = entry?;
             self.take(place, &entry, None)?;
         }
+        self.look()?;
         self.counts.unnameable = left_out.count(Reason::Unnameable);
         Ok(())
     }
@@ -235,13 +251,41 @@ impl<'a> Work<'a> {
             }
             return Ok(());
         }
-        if there.is_some_and(|there| is_same(entry, there)) {
-            self.counts.same += 1;
-            return Ok(());
+        match there.filter(|there| is_same(entry, there)) {
+            Some(there) if there.mtime == entry.mtime => self.counts.same += 1,
+            Some(_) => {
+                self.doubtful.push((place, entry.clone()));
+                if self.doubtful.len() == LOOK_BATCH {
+                    self.look()?;
+                }
+            }
+            None => self.put(place, entry, there.is_some_and(Entry::is_file))?,
         }
+        Ok(())
+    }
+
+    /// Looks at the doubtful ones: whoever stored them may have changed what they have beside their content.
+    fn look(&mut self) -> anyhow::Result<()> {
+        let (bucket, prefix) = (self.bucket, &self.prefix);
+        let look = |(place, entry): (u64, Entry)| -> anyhow::Result<(bool, u64, Entry)> {
+            bk_manifest::signal::check()?;
+            Ok((has_attributes(bucket, &key(&entry, prefix)?, &entry)?, place, entry))
+        };
+        let looked = parallel::map(IN_FLIGHT, std::mem::take(&mut self.doubtful), look);
+        for looked in looked {
+            match looked? {
+                (true, ..) => self.counts.same += 1,
+                (false, place, entry) => self.put(place, &entry, true)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Plans to put an entry's object.
+    fn put(&mut self, place: u64, entry: &Entry, replaces: bool) -> anyhow::Result<()> {
         self.counts.put += 1;
         self.counts.bytes = self.counts.bytes.saturating_add(entry.size.unwrap_or(0));
-        self.counts.replaced += u64::from(there.is_some_and(Entry::is_file));
+        self.counts.replaced += u64::from(replaces);
         let at = entry.at.as_ref().with_context(|| format!("'{}' is not stored", entry.path))?;
         self.sealed.want(entry)?;
         self.plan.push(self.folders, at, place)
@@ -254,6 +298,15 @@ fn is_same(entry: &Entry, there: &Entry) -> bool {
         && entry.size == there.size
         && etag(entry).is_some()
         && etag(entry) == etag(there)
+}
+
+/// Whether an object has the attributes that an entry records.
+fn has_attributes(bucket: &dyn Bucket, key: &str, entry: &Entry) -> anyhow::Result<bool> {
+    match bucket.get(key, None) {
+        Ok(content) => Ok(content.attributes == Attributes::recorded(entry)),
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 impl Counts {
