@@ -211,6 +211,15 @@ impl Sources {
             })
     }
 
+    /// Whether a dump may be an object of the name of a component's folder: `config.tar.zst` of the
+    /// component `config`.
+    pub fn has_dump_named_like(&self, component: &str) -> bool {
+        let sources = self.sources.iter().map(|open| &open.source);
+        sources.filter(|source| source.kind == SourceKind::Stage).any(|stage| {
+            component.strip_prefix(&stage.component).is_some_and(|rest| rest.starts_with('.'))
+        })
+    }
+
     /// Whether files of a component are objects of their own.
     pub fn is_plain(&self, component: &str) -> bool {
         let is_it = |open: &OpenSource| {

@@ -46,6 +46,9 @@ impl Packer<'_> {
         if located.layout != Layout::Plain {
             return None;
         }
+        if self.tools.sources.has_dump_named_like(entry.component()) {
+            return None;
+        }
         let cipher = self.tools.encryption.of(entry.component());
         let object = plain::name(entry, cipher.map(|cipher| cipher.method.word()))?;
         // Its name may still be taken, by what prune is about to remove.

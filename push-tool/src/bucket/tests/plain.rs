@@ -137,6 +137,29 @@ fn a_name_that_is_too_long_for_a_folder_costs_a_restore_by_hand_that_file_alone(
 }
 
 #[test]
+fn a_bucket_that_is_called_like_an_archive_gets_no_folder_of_that_name() {
+    let stage = tempfile::tempdir().unwrap();
+    let source = Source {
+        component: "minio".into(),
+        kind: SourceKind::Stage,
+        root: HostPath(stage.path().to_str().unwrap().into()),
+        prefix: HostPath(".bk/minio".into()),
+        paths: Vec::new(),
+        access: None,
+        layout: Layout::Packed,
+    };
+    let (bucket, memory) = (MemoryBucket::default(), memory());
+    bucket.store("k", Object::new(b"1", 1));
+    let begun = begun(1, None, vec![source]);
+    let mut document = Vec::new();
+    let options = Options { component: "minio.tar.zst", ..OPTIONS };
+    add(Reader::new(&begun[..]).unwrap(), &mut document, &bucket, &options, &Silent).unwrap();
+    pushed(&document, &bucket, &memory).unwrap();
+    let folders = below(&memory, FOLDER).into_iter().filter(|(name, _)| name.contains('/'));
+    assert_eq!(folders.map(|(name, _)| name).collect::<Vec<_>>(), ["files/000001.tar.zst"]);
+}
+
+#[test]
 fn the_next_backup_refers_to_what_is_there() {
     let (bucket, memory) = (MemoryBucket::default(), memory());
     for key in ["a", "b", "c"] {
