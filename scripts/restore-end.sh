@@ -29,7 +29,7 @@ end() {
   local partial missing done=$1
   state='everything was restored'
   partial=$(sed -nE "s/^(components)? +([^ ]+) +(${2// /|}) +partial .*/\\2/p" "${work}/show")
-  missing=$(sed -nE 's/^(left out)? +([0-9]+ (unreadable|changed while read): .*)/\2/p' "${work}/show")
+  missing=$(sed -nE 's/^(left out)? +([0-9]+ (unreadable|changed while read|unnameable): .*)/\2/p' "${work}/show")
   [[ ${lost}${partial} != 0 ]] || { printf 'restore.sh: ok %s\n' "${done}" && exit 0; }
   [[ ${lost} == 0 ]] || done+=', without what is listed above'
   [[ -z ${partial} ]] || done+="; but the backup itself is partial: ${partial//$'\n'/ }${missing:+ (${missing//$'\n'/; })}"

@@ -14,6 +14,8 @@ pub const BUCKET_PREFIX: &str = "BACKUP_BUCKET_";
 pub enum Kind {
     /// Any text without control characters.
     Text,
+    /// Such a text for people, that says something.
+    Reason,
     /// What can be a name of an application: see [`crate::manifest::is_name`].
     Name,
     /// `true` or `false`, also `1`, `0`, `yes`, `no`, `on` and `off`.
@@ -168,8 +170,9 @@ pub const SETTINGS: &[(&str, &[Setting])] = &[
                  component of the bucket's name, or of another: NAME=s3://BUCKET",
             )
             .example("minio=s3://documents"),
-            text(
+            setting(
                 "BACKUP_BUCKET_SKIP",
+                Kind::Reason,
                 "Why these are not backed up, as where a provider does it: nobody connects to them, each backup tells it",
             )
             .example("the provider keeps versions of it"),
@@ -188,9 +191,6 @@ pub const SETTINGS: &[(&str, &[Setting])] = &[
             .example(".env:secrets:certs"),
             setting("BACKUP_MAX_FILE_SIZE_MB", COUNT, "Leave out larger files, and record them; unset means no limit")
                 .example("5000"),
-            setting("BACKUP_INCLUDE_DATABASE", BOOLEAN, "Back up the databases").default("true"),
-            setting("BACKUP_INCLUDE_ARCHIVED", BOOLEAN, "Back up events/archived (PicPeak)").default("true"),
-            setting("BACKUP_STOP_SERVICES", Kind::Words, "Compose services to stop during a backup and a restore")
             setting(
                 "BACKUP_MAX_SHRINK",
                 Kind::Integer(0, 100),
@@ -198,6 +198,9 @@ pub const SETTINGS: &[(&str, &[Setting])] = &[
                  bytes since the last backup; 100 lets everything pass, unset means 90",
             )
             .example("90"),
+            setting("BACKUP_INCLUDE_DATABASE", BOOLEAN, "Back up the databases").default("true"),
+            setting("BACKUP_INCLUDE_ARCHIVED", BOOLEAN, "Back up events/archived (PicPeak)").default("true"),
+            setting("BACKUP_STOP_SERVICES", Kind::Words, "Compose services to stop during a backup and a restore")
                 .example("api worker"),
             text("BACKUP_MIGRATE", "Command to run once all is restored: the application's migrations")
                 .example("docker compose run --rm backend npx prisma migrate deploy"),

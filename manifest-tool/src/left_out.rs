@@ -74,6 +74,19 @@ pub enum Name {
     PathB64(String),
 }
 
+impl Name {
+    /// As people see it, whatever bytes it holds.
+    pub fn shown(&self) -> String {
+        match self {
+            Name::Path(text) => text.clone(),
+            Name::PathB64(code) => match path::from_base64(code) {
+                Some(bytes) => path::escape(&bytes),
+                None => code.clone(),
+            },
+        }
+    }
+}
+
 impl LeftOut {
     /// Counts a path, and keeps its name while there is room.
     pub fn add(&mut self, reason: Reason, path: &RelPath) {
@@ -104,6 +117,11 @@ impl LeftOut {
             mine.extra.extend(group.extra);
             mine.names.extend(group.names.into_iter().take(NAMES_LIMIT.saturating_sub(kept)));
         }
+    }
+
+    /// What was left out for this reason, if anything was.
+    pub fn group(&self, reason: Reason) -> Option<&Group> {
+        self.groups.get(&reason)
     }
 
     /// How many paths were left out for this reason.

@@ -21,6 +21,7 @@ pub fn normalize(kind: Kind, value: &str) -> Result<String, String> {
     };
     match kind {
         Kind::Text => Ok(value.to_owned()),
+        Kind::Reason => same(!value.trim().is_empty(), "a text that says why is wanted"),
         Kind::Name => same(
             crate::manifest::is_name(value),
             "a name has letters, digits, '-', '_' and '.', and begins with a letter or digit",

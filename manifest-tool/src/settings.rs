@@ -324,6 +324,8 @@ mod tests {
             ("BACKUP_SCHEDULE", "sometimes"),
             ("BACKUP_SCHEDULE", "60 2 * * *"),
             ("BACKUP_APP", "a/b"),
+            ("BACKUP_BUCKET_SKIP", " "),
+            ("BACKUP_MAX_SHRINK", "101"),
             ("BACKUP_TREES", "../x"),
             ("BACKUP_TREES", "a::b"),
             ("BACKUP_CONFIG_FILES", ".env::"),

@@ -165,7 +165,8 @@ impl Summary {
         let left_out = self.trailer.left_out()?;
         let mut title = "left out";
         for (reason, group) in left_out.iter().filter(|(_, group)| group.count > 0) {
-            let names: Vec<String> = group.names.iter().take(NAMES_SHOWN).map(name).collect();
+            let names: Vec<String> =
+                group.names.iter().take(NAMES_SHOWN).map(Name::shown).collect();
             let more = if group.count > names.len() as u64 { ", …" } else { "" };
             let reason = serde_json::to_value(reason)?;
             let reason = reason.as_str().unwrap_or_default().replace('_', " ");
@@ -238,16 +239,6 @@ fn line(output: &mut impl Write, title: &str, text: &str) -> io::Result<()> {
     writeln!(output, "{title:<12} {}", escape(text.as_bytes()))
 }
 
-fn name(name: &Name) -> String {
-    match name {
-        Name::Path(path) => path.clone(),
-        Name::PathB64(code) => match crate::path::from_base64(code) {
-            Some(bytes) => escape(&bytes),
-            None => code.clone(),
-        },
-    }
-}
-
 fn status(status: Status) -> &'static str {
     match status {
         Status::Complete => "complete",
@@ -294,7 +285,6 @@ impl Kinds {
             counted(self.special, "special file", "special files"),
         ]
         .into_iter()
-    use crate::manifest::{EndRun, Pushed};
         .flatten()
         .collect();
         if parts.is_empty() { "none".into() } else { parts.join(", ") }
@@ -304,6 +294,7 @@ impl Kinds {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::manifest::{EndRun, Pushed};
     use crate::stream::{Format, Writer};
     use serde_json::json;
 
@@ -337,8 +328,6 @@ mod tests {
         );
         let digest = "0".repeat(64);
         trailer.set(
-        let pushed = Pushed { objects: 4, stored: 3073, ..Pushed::default() };
-        trailer.set_run(&EndRun { pushed: Some(pushed), ..EndRun::default() });
             "objects",
             json!([
                 {"backup":"b-0","checksum":digest,"live":1,"object":"o","size":2048},
@@ -348,6 +337,8 @@ mod tests {
                 {"backup":"b-1","component":"minio","count":5,"size":1024}
             ]),
         );
+        let pushed = Pushed { objects: 4, stored: 3073, ..Pushed::default() };
+        trailer.set_run(&EndRun { pushed: Some(pushed), ..EndRun::default() });
         let (bytes, _) = writer.end(trailer).unwrap();
         Summary::read(Reader::new(&bytes[..]).unwrap()).unwrap()
     }
@@ -358,7 +349,6 @@ mod tests {
         summary().write_text(&mut text).unwrap();
         let text = String::from_utf8(text).unwrap();
         for wanted in [
-            "stored       3.0 KiB by this run, 4 objects\n",
             "backup       b-1 (full)\n",
             "application  app 1\\u{202e}2\n",
             "parent       b-0\n",
@@ -368,6 +358,7 @@ mod tests {
             "left out     5 unreadable: x, a\\n, …\n",
             "objects      1 in this backup, 1 B; 1 in 1 earlier, 2.0 KiB\n",
             "             3 files one by one in minio/, 3.0 KiB; 9 in 2 earlier, 2.0 KiB\n",
+            "stored       3.0 KiB by this run, 4 objects\n",
             "sums         all hold; total sha256:",
         ] {
             assert!(text.contains(wanted), "{wanted:?} in\n{text}");

@@ -439,11 +439,11 @@ END
 
 @test "the end of a backup that is partial is 3, and says what it lacks" {
   sed -i 's/tree        complete/tree        partial /; s/archive     complete/archive     partial /' "${FAKE}/show"
-  sed -i '/^objects/i left out     1 too large: film\n             2 unreadable: a, b' "${FAKE}/show"
+  sed -i '/^objects/i left out     1 too large: film\n             2 unreadable: a, b\n             1 unnameable: minio/a//b' "${FAKE}/show"
   run --separate-stderr -3 "${restore}" latest --confirm app --secrets no
-  [[ ${lines[-1]} == 'restore.sh: backup-20260428-022150-a1b2c3d4 is restored; but the backup itself is partial: files (2 unreadable: a, b)' ]]
+  [[ ${lines[-1]} == 'restore.sh: backup-20260428-022150-a1b2c3d4 is restored; but the backup itself is partial: files (2 unreadable: a, b; 1 unnameable: minio/a//b)' ]]
   run --separate-stderr -3 "${restore}" latest --confirm app --secrets yes
-  [[ ${lines[-1]} == *'partial: config files (2 unreadable: a, b)' && -z ${stderr} ]]
+  [[ ${lines[-1]} == *'partial: config files (2 unreadable: a, b; 1 unnameable: minio/a//b)' && -z ${stderr} ]]
   run --separate-stderr -3 "${restore}" latest --target "${BATS_TEST_TMPDIR}/out"
   [[ ${lines[-1]} == "restore.sh: fetched into ${BATS_TEST_TMPDIR}/out; but the backup itself is partial: config files"* ]]
   break_call bk-push --into 3 bk-push-fetch

@@ -5,7 +5,7 @@ use std::io::Write;
 
 use bk_manifest::entry::Entry;
 use bk_manifest::exit::{Exit, Failure};
-use bk_manifest::left_out::Reason;
+use bk_manifest::left_out::{Name, Reason};
 use bk_manifest::manifest::{Component, HostPath, Layout, Source, SourceKind, Status, is_name};
 use bk_manifest::merge::{Merge, refuse_stored, taken};
 use bk_manifest::parent::Parent;
@@ -74,10 +74,12 @@ pub fn add(
     if let Some(before) = parent.map(Parent::end).transpose()? {
         options.max_shrink.check(options.component, before, held)?;
     }
-    let unnameable = left_out.count(Reason::Unnameable);
-    if unnameable > 0 {
+    if let Some(group) = left_out.group(Reason::Unnameable) {
+        let first = group.names.first().map(Name::shown).unwrap_or_default();
         progress.warn(&format!(
-            "{unnameable} objects are left out: their keys can be no paths, or are those of folders too"
+            "{} objects are left out: their keys can be no paths, or are those of folders too; the \
+             first is '{first}'",
+            group.count
         ));
     }
     merge.end(options.component, KIND, left_out, |component| {
@@ -97,6 +99,11 @@ pub fn skip(
     reason: &str,
 ) -> anyhow::Result<Exit> {
     check_name(component)?;
+    if reason.trim().is_empty() {
+        return Err(Failure::new(Exit::Usage, "the reason to skip the bucket says nothing")
+            .hint("say why it is not backed up: --skip REASON, BACKUP_BUCKET_SKIP")
+            .into());
+    }
     let header = incoming.header().clone();
     refuse_stored(&header)?;
     if header.run()?.sources.iter().any(|source| source.component == component) {

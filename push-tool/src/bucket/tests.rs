@@ -58,10 +58,10 @@ const OPTIONS: Options<'static> = Options {
     access: "SOURCE",
     rehash: false,
     layout: Layout::Plain,
+    max_shrink: MaxShrink(90),
 };
 
 fn added(document: &[u8], bucket: &MemoryBucket) -> anyhow::Result<(Exit, Vec<u8>)> {
-    max_shrink: MaxShrink(90),
     let mut output = Vec::new();
     let reader = Reader::new(document).unwrap();
     let exit = add(reader, &mut output, bucket, &OPTIONS, &Silent)?;
@@ -342,28 +342,6 @@ fn what_vanished_or_is_denied_is_left_out_and_the_rest_is_stored() {
     assert_eq!(trailer.components().unwrap()[0].status, Status::Partial);
 }
 
-/// A bucket of 100 small objects, its listing, and a destination.
-fn hundred() -> (MemoryBucket, Vec<u8>, Arc<Memory>) {
-    let bucket = MemoryBucket::default();
-    for number in 0..100 {
-        bucket.store(&format!("{number:03}"), Object::new(format!("{number}").as_bytes(), 1));
-    }
-    let (_, document) = added(&begun(1, None, Vec::new()), &bucket).unwrap();
-    (bucket, document, memory())
-}
-
-fn has_manifest(memory: &Memory) -> bool {
-    memory.names().iter().any(|name| name.ends_with("manifest.json"))
-}
-
-#[test]
-fn keys_that_are_revoked_while_objects_are_read_make_no_backup() {
-    for gets in [0, 10, 99] {
-        let (bucket, document, memory) = hundred();
-        bucket.revoke_after(gets);
-        let error = pushed(&document, &bucket, &memory).unwrap_err();
-        assert_eq!(classify(&error), Exit::Denied, "{gets}");
-        assert!(!has_manifest(&memory));
 #[test]
 fn a_bucket_that_is_empty_by_now_is_refused_and_does_not_become_the_newest_backup() {
     let (bucket, document, memory) = hundred();
@@ -406,6 +384,28 @@ fn objects_that_are_mostly_gone_when_they_are_read_make_no_complete_backup() {
     }
 }
 
+/// A bucket of 100 small objects, its listing, and a destination.
+fn hundred() -> (MemoryBucket, Vec<u8>, Arc<Memory>) {
+    let bucket = MemoryBucket::default();
+    for number in 0..100 {
+        bucket.store(&format!("{number:03}"), Object::new(format!("{number}").as_bytes(), 1));
+    }
+    let (_, document) = added(&begun(1, None, Vec::new()), &bucket).unwrap();
+    (bucket, document, memory())
+}
+
+fn has_manifest(memory: &Memory) -> bool {
+    memory.names().iter().any(|name| name.ends_with("manifest.json"))
+}
+
+#[test]
+fn keys_that_are_revoked_while_objects_are_read_make_no_backup() {
+    for gets in [0, 10, 99] {
+        let (bucket, document, memory) = hundred();
+        bucket.revoke_after(gets);
+        let error = pushed(&document, &bucket, &memory).unwrap_err();
+        assert_eq!(classify(&error), Exit::Denied, "{gets}");
+        assert!(!has_manifest(&memory));
     }
 }
 
@@ -524,6 +524,8 @@ fn a_skipped_bucket_is_told_and_is_no_fault() {
         (component.status, &component.extra["reason"]),
         (Status::Skipped, &"elsewhere".into())
     );
+    let blank = skip(Reader::new(&begun[..]).unwrap(), std::io::sink(), "minio", "s3://b", " ");
+    assert_eq!(classify(&blank.unwrap_err()), Exit::Usage);
     // Its name is taken, for another record and for a bucket that is read.
     let again = skip(Reader::new(&output[..]).unwrap(), std::io::sink(), "minio", "x", "y");
     assert_eq!(classify(&again.unwrap_err()), Exit::Usage);

@@ -55,6 +55,18 @@ pub(super) fn run(args: &ManifestArgs, console: &Console) -> anyhow::Result<Exit
             id => format!("no backup '{}'", bk_manifest::path::escape(id.as_bytes())),
         };
         let name = store.destination.describe();
+        if args.or_none
+            && args.id == "latest"
+            && let Some((object, _)) = catalog.unreadable.first()
+        {
+            let object = bk_manifest::path::escape(object.name.as_bytes());
+            let message = format!("'{object}' at '{name}' may be a backup, and cannot be read");
+            return Err(Failure::new(Exit::NotFound, message)
+                .hint(
+                    "--or-none is for a destination without any: repair the file, or move it away",
+                )
+                .into());
+        }
         return Err(Failure::new(Exit::NotFound, format!("{what} at '{name}'"))
             .hint(format!("see what is there: bk-push list --from {name}"))
             .into());
