@@ -94,12 +94,12 @@ fn dead_uploads_of_ours_are_swept_and_no_others() {
 fn an_upload_that_may_not_be_swept_spares_no_other_and_the_rights_are_named() {
     let server = Server::start();
     let s3 = open(&server);
-    for name in ["2026/05/01/b/1", "2026/05/01/b/2", "2026/05/01/b/3"] {
+    for name in ["2026/05/01/b/1", "2026/05/01/b/2"] {
         let mut upload = s3.put(name, 1).unwrap();
         upload.write_all(&bytes(9 << 20)).unwrap();
         std::mem::forget(upload);
     }
-    while server.count(Kind::Part) < 3 {
+    while server.count(Kind::Part) < 2 {
         std::thread::yield_now();
     }
     server.bucket().store("backups/.bk/probe-dead", b"1");
@@ -108,7 +108,8 @@ fn an_upload_that_may_not_be_swept_spares_no_other_and_the_rights_are_named() {
     let error = s3.sweep(later).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Denied);
     assert!(error.source.to_string().contains("s3:AbortMultipartUpload"), "{}", error.source);
-    assert_eq!((server.bucket().uploads.len(), server.bucket().objects.len()), (1, 0));
+    assert_eq!(server.bucket().uploads.len(), 1);
+    assert!(server.bucket().objects.is_empty());
     refuse(&server, Kind::Uploads, 1, 403, "AccessDenied");
     let error = s3.sweep(later).unwrap_err();
     assert!(error.source.to_string().contains("s3:ListBucketMultipartUploads"));
