@@ -5,7 +5,7 @@ use std::io::Read;
 
 use anyhow::Context;
 use bk_manifest::entry::{Entry, Kind};
-use bk_manifest::exit::{Exit, Failure};
+use bk_manifest::exit::{Exit, Failure, fail};
 use bk_manifest::left_out::{LeftOut, Reason};
 use bk_manifest::manifest::is_within;
 use bk_manifest::path::{RelPath, escape};

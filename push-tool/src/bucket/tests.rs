@@ -27,7 +27,7 @@ use super::memory::{MemoryBucket, Object};
 use super::{Attributes, Bucket};
 use crate::destination::{Destination as _, ErrorKind};
 use crate::memory::{Memory, store_on};
-use crate::place::MARKER;
+use crate::place;
 use crate::push::{self, push};
 
 const GRACE: Duration = Duration::from_hours(24);
@@ -101,7 +101,7 @@ fn pushed(
 
 fn memory() -> Arc<Memory> {
     let memory = Memory::new("2026-05-01T00:00:00Z");
-    memory.create(MARKER, b"{}").unwrap();
+    memory.create(place::MARKER, MARKER).unwrap();
     Arc::new(memory)
 }
 
