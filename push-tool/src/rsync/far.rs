@@ -1,16 +1,18 @@
 //! A destination on a host that gives us a shell: ranges are read there, a name is taken by a link, and
 //! large objects go by rsync.
 
-use std::io::{self, BufReader, PipeReader, Read, Write};
+mod reader;
+
+use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::sync::Arc;
 
-use bk_manifest::command::Running;
 use bk_manifest::digest::Digest;
 use bk_manifest::exit::{Exit, Failure};
 use bk_manifest::lock::Lock;
 use bk_manifest::time::Time;
 
+use self::reader::FarReader;
 use super::alone::{AT_ONCE, Alone, checked, sweep};
 use super::fault::Fault;
 use super::link::{Link, Reply};
@@ -166,10 +168,20 @@ impl Far {
         })
     }
 
+    /// Begins to read an object, or a range of it; `None` if there is none.
+    fn begin_read(&self, name: &str, from: u64, end: Option<u64>) -> Outcome<Option<Reply>> {
+        // Over there the first byte is 1.
+        let first = from.saturating_add(1).to_string();
+        let count = end.map_or("all".to_owned(), |end| end.saturating_sub(from).to_string());
+        match self.run(scripts::READ, &[place::parent(name), last(name), &first, &count], b"")? {
+            Said::Done(reply) => Ok(Some(reply)),
+            _ => Ok(None),
+        }
+    }
+
     fn holds(&self, name: &str, bytes: &[u8]) -> Outcome<bool> {
         let mut stored = Vec::new();
-        let lines = [place::parent(name), last(name), "1", "all"];
-        if let Said::Done(mut reply) = self.run(scripts::READ, &lines, b"")? {
+        if let Some(mut reply) = self.begin_read(name, 0, None)? {
             (&mut reply.output).take(bytes.len() as u64 + 1).read_to_end(&mut stored)?;
         }
         Ok(stored == bytes)
@@ -240,16 +252,6 @@ fn last(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
 }
 
-/// The lines of [`scripts::READ`].
-fn range_lines(range: Option<&Range<u64>>) -> (String, String) {
-    match range {
-        None => ("1".into(), "all".into()),
-        Some(Range { start, end }) => {
-            (start.saturating_add(1).to_string(), end.saturating_sub(*start).to_string())
-        }
-    }
-}
-
 impl Destination for Far {
     fn describe(&self) -> String {
         self.alone.describe()
@@ -290,18 +292,11 @@ impl Destination for Far {
     }
 
     fn read(&self, name: &str, range: Option<Range<u64>>) -> Result<Box<dyn Read + Send + '_>> {
-        let open = || -> Outcome<Box<dyn Read + Send + '_>> {
-            checked(name)?;
-            let (from, count) = range_lines(range.as_ref());
-            let lines = [place::parent(name), last(name), &from, &count];
-            match retried(|| self.run(scripts::READ, &lines, b""))? {
-                Said::Done(Reply { output, running, .. }) => {
-                    Ok(Box::new(FarReader { output, running: Some(running) }))
-                }
-                _ => Err(Fault::missing()),
-            }
-        };
-        open().map_err(|fault| fault.on("read", name, self.place()))
+        let open = || checked(name).and_then(|_| FarReader::open(self, name, range));
+        match open() {
+            Ok(reader) => Ok(Box::new(reader)),
+            Err(fault) => Err(fault.on("read", name, self.place())),
+        }
     }
 
     fn put(&self, name: &str, _: u64) -> Result<Box<dyn Upload + '_>> {
@@ -393,29 +388,6 @@ impl Destination for Far {
 
     fn lock(&self, _: &str, _: &str) -> anyhow::Result<Option<Lock>> {
         Ok(None)
-    }
-}
-
-/// What a script prints of an object.
-struct FarReader {
-    output: BufReader<PipeReader>,
-    running: Option<Running>,
-}
-
-impl Read for FarReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.output.read(buffer)?;
-        if read == 0
-            && !buffer.is_empty()
-            && let Some(running) = self.running.take()
-        {
-            // A connection that broke must not look like the end of the object.
-            let finished = running.wait().map_err(io::Error::other)?;
-            if !finished.is_success() {
-                return Err(io::Error::other(finished.message()));
-            }
-        }
-        Ok(read)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, PipeReader, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::sync::{Mutex, PoisonError};
 
 use bk_manifest::command::{Command, Program, Running};
 use bk_manifest::exit::{Exit, Failure, fail};
@@ -31,6 +32,8 @@ const OPTIONS: [&str; 13] = [
 ];
 /// The connection ends by itself when nobody has used it for this long: we may have been killed.
 const PERSIST: &str = "-oControlPersist=60";
+/// The socket's name in its folder.
+const SOCKET: &str = "s";
 /// Longest path of a socket, with what ssh adds to it while it makes one.
 const SOCKET_LIMIT: usize = 104 - 18;
 /// What the other host's own shell is asked to run: a script of one line, which comes through its
@@ -49,7 +52,9 @@ pub(super) struct Link {
     pub(super) names: Names,
     checks_host: bool,
     /// Holds the socket.
-    _folder: TempDir,
+    folder: TempDir,
+    /// One at a time connects; the others then share it.
+    connecting: Mutex<()>,
 }
 
 /// What a script's first line said, and the rest of its output.
@@ -76,7 +81,7 @@ impl Link {
         }
         let ssh = Program::find("ssh", "the OpenSSH client (openssh-client)")?;
         let folder = socket_folder()?;
-        let socket = folder.path().join("s");
+        let socket = folder.path().join(SOCKET);
         let mut options: Vec<OsString> = OPTIONS.iter().map(Into::into).collect();
         let seconds = settings.patience.as_secs().max(1);
         options.push(format!("-oConnectTimeout={seconds}").into());
@@ -106,19 +111,32 @@ impl Link {
             host,
             names: settings.names.clone(),
             checks_host: settings.host_keys != HostKeys::Any,
-            _folder: folder,
+            folder,
+            connecting: Mutex::new(()),
         };
-        // It goes into the background once it is connected.
-        let (_, finished) = Command::new(&link.ssh)
-            .named(&format!("ssh {}", link.host))
-            .args(&link.options)
-            .args(["-f", "-N", "-oControlMaster=yes", PERSIST, "--"])
-            .arg(&link.host)
-            .output()?;
-        if !finished.is_success() {
-            return Err(Fault::of(&finished, &link.names).into_error());
-        }
+        link.connect().map_err(Fault::into_error)?;
         Ok(link)
+    }
+
+    /// Connects again where the connection is gone: it was cut, or was idle for too long. Without it
+    /// every command would make its own.
+    ///
+    /// # Errors
+    /// Those of ssh.
+    pub(super) fn connect(&self) -> Result<(), Fault> {
+        let _connecting = self.connecting.lock().unwrap_or_else(PoisonError::into_inner);
+        // ssh takes it away when its connection ends.
+        if self.folder.path().join(SOCKET).exists() {
+            return Ok(());
+        }
+        // It goes into the background once it is connected.
+        let (_, finished) = Command::new(&self.ssh)
+            .named(&format!("ssh {}", self.host))
+            .args(&self.options)
+            .args(["-f", "-N", "-oControlMaster=yes", PERSIST, "--"])
+            .arg(&self.host)
+            .output()?;
+        if finished.is_success() { Ok(()) } else { Err(Fault::of(&finished, &self.names)) }
     }
 
     /// What it does not do, for people.
@@ -198,6 +216,7 @@ impl Link {
             text.push_str(line);
             text.push('\n');
         }
+        self.connect()?;
         Ok(Command::new(&self.ssh)
             .named(&format!("ssh {}", self.host))
             .args(&self.options)

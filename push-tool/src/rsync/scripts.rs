@@ -98,14 +98,15 @@ pub(super) const LIST: &str = concat!(
     "-o -type f -printf '%s %T@ %P\\0'; fi"
 );
 
-/// Reads the folder and the last part of a name, from which byte (the first is 1) and how many;
-/// prints `ok` and the bytes.
+/// Reads the folder and the last part of a name, from which byte (the first is 1) and how many, or
+/// `all`; prints `ok` and the bytes.
 pub(super) const READ: &str = concat!(
     root!(),
     go!(),
     "IFS= read -r folder; IFS= read -r last; read -r from; read -r count; ",
     open!(),
-    "if [ \"$count\" = all ]; then exec cat; else tail -c \"+$from\" | head -c \"$count\"; fi"
+    "[ \"$count:$from\" != all:1 ] || exec cat; [ \"$count\" != all ] || exec tail -c \"+$from\"; ",
+    "tail -c \"+$from\" | head -c \"$count\""
 );
 
 /// Reads the folder and the last part of a name; prints `ok` and what `sha256sum` says of it.

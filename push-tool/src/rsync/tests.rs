@@ -288,16 +288,38 @@ fn a_transfer_that_is_cut_goes_on() {
 }
 
 #[test]
-fn a_broken_connection_is_not_the_end_of_an_object() {
+fn a_read_that_is_cut_goes_on_where_it_was() {
+    let sshd = Sshd::start();
+    let far = sshd.destination(Account::Shell);
+    let content = large();
+    put(&*far, "a", &content).unwrap();
+    for range in [None, Some(100..content.len() as u64 - 100)] {
+        let expected = range.clone().map_or(&content[..], |_| &content[100..content.len() - 100]);
+        let mut reader = far.read("a", range).unwrap();
+        let mut read = vec![0; 1000];
+        reader.read_exact(&mut read).unwrap();
+        sshd.cut();
+        reader.read_to_end(&mut read).unwrap();
+        assert!(read == expected);
+        assert_eq!(reader.read(&mut [0; 10]).unwrap(), 0);
+    }
+    assert!(sshd.is_connected(), "what comes next shares a connection, too");
+}
+
+#[test]
+fn a_connection_that_stays_broken_is_not_the_end_of_an_object() {
     let sshd = Sshd::start();
     let far = sshd.destination(Account::Shell);
     put(&*far, "a", &large()).unwrap();
     let mut reader = far.read("a", None).unwrap();
     reader.read_exact(&mut [0; 1000]).unwrap();
-    sshd.cut();
+    drop(sshd);
     assert!(reader.read_to_end(&mut Vec::new()).is_err());
-    // Without the connection that was shared, each command makes its own.
-    assert!(read(&*far, "a", None) == large());
+    for _ in 0..2 {
+        let error = reader.read(&mut [0; 10]).unwrap_err();
+        let error = error.downcast::<crate::destination::Error>().unwrap();
+        assert_eq!(error.kind, ErrorKind::Transient, "{error:#}");
+    }
 }
 
 #[test]

@@ -25,7 +25,7 @@ use crate::place;
 type Outcome<T> = Result<T, Fault>;
 
 /// How often something is tried where trying again may help.
-const ATTEMPTS: u32 = 3;
+pub(super) const ATTEMPTS: u32 = 3;
 /// Before the second attempt; longer before each one more.
 const PAUSE: Duration = Duration::from_secs(1);
 /// The first rsync that takes file names apart from the shell's words by itself.
@@ -112,7 +112,10 @@ impl Rsync {
             .env_remove("RSYNC_ICONV")
             .args(["--no-motd", "--files-from=-", "--from0", "--ignore-missing-args"]);
         match &self.way {
-            Way::Ssh(link) => command = command.arg("-e").arg(link.for_rsync()),
+            Way::Ssh(link) => {
+                link.connect()?;
+                command = command.arg("-e").arg(link.for_rsync());
+            }
             Way::Daemon { password, patience } => {
                 let seconds = patience.as_secs().max(1);
                 command = command
