@@ -94,7 +94,7 @@ impl Alone {
             kept.push(found);
             return Ok(file);
         }
-        let file = Arc::new(retried(|| self.rsync.fetch(name))?);
+        let file = Arc::new(self.rsync.fetch(name)?);
         if kept.len() == KEPT {
             kept.remove(0);
         }
@@ -197,7 +197,7 @@ impl Destination for Alone {
         let open = || -> Outcome<Box<dyn Read + Send>> {
             checked(name)?;
             match range {
-                None => Ok(Box::new(retried(|| self.rsync.fetch(name))?)),
+                None => Ok(Box::new(self.rsync.fetch(name)?)),
                 Some(Range { start, end }) => {
                     Ok(Box::new(Part { file: self.kept(name)?, place: start, end }))
                 }

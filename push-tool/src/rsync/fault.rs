@@ -3,6 +3,7 @@
 use bk_manifest::command::Finished;
 use bk_manifest::exit::{Exit, Failure};
 use bk_manifest::path::escape;
+use bk_manifest::progress::human_bytes;
 
 use super::settings::Names;
 use crate::destination::{Error, ErrorKind};
@@ -87,6 +88,24 @@ impl Fault {
         Fault { kind: ErrorKind::NotFound, source: failure.into() }
     }
 
+    /// An object is larger than what is free here, in bytes.
+    pub(super) fn larger_than(free: u64) -> Self {
+        let source = format!("it is larger than the {} that are free", human_bytes(free)).into();
+        Fault { kind: ErrorKind::Full, source }
+    }
+
+    /// Our own disk is full: it says nothing of the object, which so is neither damaged nor lost.
+    pub(super) fn no_room_here(fault: &Fault) -> Self {
+        let folder = std::env::temp_dir();
+        let folder = escape(folder.as_os_str().as_encoded_bytes());
+        let failure = Failure::new(
+            Exit::Failed,
+            format!("no room in the folder of temporary files '{folder}' here: {}", fault.source),
+        );
+        let hint = "TMPDIR names a folder with more room";
+        Fault { kind: ErrorKind::Transient, source: failure.hint(hint).into() }
+    }
+
     /// What a program over there said of one object.
     pub(super) fn said(cause: &str) -> Self {
         let (kind, exit) = known(cause).unwrap_or((ErrorKind::Other, None));
@@ -98,6 +117,16 @@ impl Fault {
     pub(super) fn is_of_host(&self) -> bool {
         let failure = self.source.downcast_ref::<Failure>();
         failure.is_some_and(|failure| failure.exit == Exit::NoDestination)
+    }
+
+    /// Whether a disk is full, over there or here.
+    pub(super) fn is_full(&self) -> bool {
+        let local = self.source.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        self.kind == ErrorKind::Full
+            || matches!(
+                local,
+                Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+            )
     }
 
     /// The same for another object.

@@ -322,6 +322,50 @@ fn a_connection_that_stays_broken_is_not_the_end_of_an_object() {
     }
 }
 
+/// Runs a test of this file again, where the folder of temporary files is a disk of so many KiB.
+fn with_small_disk(test: &str, kilobytes: u32, location: &str, variables: &[(String, String)]) {
+    let folder = tempfile::tempdir().unwrap();
+    let script = format!("mount -t tmpfs -o size={kilobytes}k none \"$TMPDIR\" && exec \"$@\"");
+    // Root may mount by itself; anybody else as root of a user namespace.
+    let space = if rustix::process::geteuid().is_root() { "-m" } else { "-rm" };
+    let again = std::process::Command::new("unshare")
+        .args([space, "sh", "-c", &script, "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", &format!("rsync::tests::{test}")])
+        .env("TMPDIR", folder.path())
+        .env("BK_TEST_LOCATION", location)
+        .envs(variables.iter().map(|(name, value)| (name, value)))
+        .output()
+        .unwrap();
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stdout));
+}
+
+#[test]
+fn a_full_disk_here_says_nothing_of_the_object() {
+    if let Ok(location) = std::env::var("BK_TEST_LOCATION") {
+        let variables = std::env::vars().filter(|(name, _)| name.starts_with("BACKUP_")).collect();
+        let destination = open(&location, variables).unwrap();
+        let error = destination.read("a", None).err().unwrap();
+        assert_eq!(error.kind, ErrorKind::Transient, "{error:#}");
+        let failure = error.source.downcast::<bk_manifest::exit::Failure>().unwrap();
+        assert_eq!(failure.exit, Exit::Failed);
+        assert!(failure.message.contains("here: "), "{failure}");
+        assert_eq!(failure.hints, ["TMPDIR names a folder with more room"]);
+        return;
+    }
+    let test = "a_full_disk_here_says_nothing_of_the_object";
+    let sshd = Sshd::start();
+    put(&*sshd.destination(Account::Rrsync), "a", &large()).unwrap();
+    let daemon = RsyncDaemon::start();
+    put(&*daemon.destination(), "a", &large()).unwrap();
+    let location = sshd.location(Account::Rrsync, "rrsync");
+    with_small_disk(test, 1000, &location, &sshd.variables(Account::Rrsync));
+    // Too little for the object, which is 3 MiB, and for anything at all.
+    for kilobytes in [1000, 4] {
+        with_small_disk(test, kilobytes, &daemon.location("backups"), &daemon.variables());
+    }
+}
+
 #[test]
 fn only_what_we_left_unfinished_is_swept() {
     let sshd = Sshd::start();

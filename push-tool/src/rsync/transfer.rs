@@ -276,16 +276,31 @@ impl Rsync {
     }
 
     /// Fetches an object as a whole, into a file without a name.
+    ///
+    /// # Errors
+    /// Those of rsync; a disk that is full here, which says nothing of the object.
     pub(super) fn fetch(&self, name: &str) -> Outcome<File> {
-        let folder = Private::new()?;
-        let command = self.command(&[name])?.arg("--chmod=D700,F600").arg("--");
-        let (_, finished) = command.arg(&self.target).arg(folder.path().join("")).output()?;
+        let fetched = retried(|| self.fetch_into(&Private::new()?, name));
+        // The other rsync writes nothing, so the full disk is ours.
+        fetched.map_err(|fault| if fault.is_full() { Fault::no_room_here(&fault) } else { fault })
+    }
+
+    fn fetch_into(&self, folder: &Private, name: &str) -> Outcome<File> {
+        let room = rustix::fs::statvfs(folder.path()).map_err(io::Error::from)?;
+        let free = room.f_bavail.saturating_mul(room.f_frsize);
+        // One that cannot fit is passed over, instead of filling the disk first.
+        let command = self.command(&[name])?.args(["--chmod=D700,F600", "--info=skip1"]);
+        let command = command.arg(format!("--max-size={free}")).arg("--").arg(&self.target);
+        let (said, finished) = command.arg(folder.path().join("")).output()?;
         if !finished.is_success() {
             return Err(self.fault(&finished));
         }
         match File::open(folder.path().join(self.named(name))) {
-            // The other rsync sends nothing for what is not there, and we take no links.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Fault::missing()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let is_too_large = said.ends_with(b" is over max-size\n");
+                // The other rsync sends nothing for what is not there, and we take no links.
+                Err(if is_too_large { Fault::larger_than(free) } else { Fault::missing() })
+            }
             file => Ok(file?),
         }
     }
