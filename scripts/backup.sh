@@ -17,6 +17,17 @@ source "${here}/backup-steps.sh"
 # shellcheck source=scripts/backup-copy.sh
 source "${here}/backup-copy.sh"
 
+# Prints the recovery sheet if this run stored the first backup, whatever failed behind that. Arguments: those of
+# bk-manifest settings.
+print_sheet() {
+  grep -q '^"backup":null' "${work}/parent.json" || return 0
+  if [[ ${codes[7]:-0} != [03] ]]; then
+    bk-push manifest latest --from "${BACKUP_DESTINATION_PATH}" --or-none >"${work}/latest.json" 2>/dev/null || return 0
+    ! grep -q '^"backup":null' "${work}/latest.json" || return 0
+  fi
+  bk-manifest settings "$@" --sheet
+}
+
 main() {
   local base=. from=() full=() codes=(0) code step kept facts=() word=ok copied='' outcome='no backup was made'
   while (($#)); do
@@ -45,12 +56,17 @@ main() {
   sed '/^bk-prune: kept /d' "${work}/prune.log" >&2
   kept=$(sed -n 's/^bk-prune: kept/; kept/p' "${work}/prune.log")
   judge
+  # shellcheck disable=SC2310 # nothing in it ends the script
+  print_sheet "${from[@]}" || true
   if [[ ${code} != [03] ]]; then
-    [[ ${codes[7]} != [03] ]] || outcome='the backup was stored, but not all that follows was done'
+    case ${codes[7]} in
+      [03]) outcome='the backup was stored, but not all that follows was done' ;;
+      1 | 1??) outcome='it may have been stored: bk-push list shows it' ;; # it commits even if its reader has died
+      *) ;;
+    esac
     printf 'backup.sh: error: %s ended with %s; %s\n' "${step}" "${code}" "${outcome}" >&2
     exit "${code}"
   fi
-  ! grep -q '^"backup":null' "${work}/parent.json" || bk-manifest settings "${from[@]}" --sheet || true # it is stored
   make_copy
   [[ ${code} == 0 ]] || word='done with warnings'
   # shellcheck disable=SC2312 # a failure shows: the facts are missing

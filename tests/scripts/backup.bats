@@ -159,6 +159,42 @@ steps=(bk-manifest-new bk-dump-postgres bk-dump-globals bk-dump-sqlite bk-dump-a
   [[ ${output} == *'bk-verify ended with 20; the backup was stored, but not all that follows was done'* ]]
 }
 
+# A push that stores the first backup, and then ends with CODE.
+push_that_stores() {
+  touch "${FAKE}/first"
+  mv "${FAKE}/bin/bk-push" "${FAKE}/bk-push"
+  printf '#!/bin/bash\n[[ $1 != --to ]] || { cat >/dev/null && rm -f "${FAKE}/first" && exit "${CODE}"; }\nexec "${FAKE}/bk-push" "$@"\n' >"${FAKE}/bin/bk-push"
+  chmod +x "${FAKE}/bin/bk-push"
+}
+
+@test "a push that fails behind its commit is not said to have made no backup" {
+  push_that_stores
+  local code
+  for code in 1 143; do
+    CODE=${code} run --separate-stderr "${backup}"
+    [[ ${stderr} == *"bk-push ended with ${code}; it may have been stored: bk-push list shows it"* ]]
+  done
+  CODE=12 run --separate-stderr -12 "${backup}"
+  [[ ${stderr} == *'bk-push ended with 12; no backup was made'* ]]
+}
+
+@test "the first backup prints the recovery sheet, whatever fails behind its commit" {
+  touch "${FAKE}/first"
+  echo 20 >"${FAKE}/codes/bk-verify"
+  run --separate-stderr -20 "${backup}"
+  [[ ${output} == '# RECOVERY SHEET' ]]
+  rm "${FAKE}/codes/bk-verify"
+  echo 1 >"${FAKE}/codes/bk-push"
+  run --separate-stderr -1 "${backup}"
+  [[ -z ${output} ]]
+  rm "${FAKE}/codes/bk-push"
+  push_that_stores
+  CODE=1 run --separate-stderr -1 "${backup}"
+  [[ ${output} == '# RECOVERY SHEET' ]]
+  CODE=1 run --separate-stderr -1 "${backup}"
+  [[ -z ${output} ]]
+}
+
 @test "malformed settings end with 2 before anything" {
   echo 2 >"${FAKE}/codes/bk-manifest-settings"
   run -2 "${backup}"
