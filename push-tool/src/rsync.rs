@@ -17,6 +17,7 @@ mod stage;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod turns;
 
 use std::sync::Arc;
 
@@ -68,7 +69,9 @@ fn by_ssh(
             let message =
                 format!("'{place}' gives no shell, and its folder does not begin with '/'");
             Err(Failure::new(Exit::Usage, message)
-                .hint("rrsync takes '/' for the folder that the account is bound to")
+                .hint(
+                    "behind 'rrsync -no-lock FOLDER' it is '/', the folder that the account is bound to",
+                )
                 .into())
         }
     }

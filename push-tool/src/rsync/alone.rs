@@ -17,7 +17,7 @@ use bk_manifest::time::Time;
 use super::fault::Fault;
 use super::listing::{self, UNFINISHED, is_object, is_unfinished};
 use super::stage::{Stage, Staged, StagedFile};
-use super::transfer::{Rsync, retried};
+use super::transfer::Rsync;
 use crate::destination::{
     Created, Destination, Error, ErrorKind, Listing, ObjectInfo, Result, Upload,
 };
@@ -59,7 +59,7 @@ impl Alone {
         name: &str,
         is_deep: bool,
     ) -> Outcome<impl Iterator<Item = io::Result<ObjectInfo>> + use<'a>> {
-        let spooled = retried(|| self.rsync.list(name, is_deep))?;
+        let spooled = self.rsync.retried(|| self.rsync.list(name, is_deep))?;
         let found = listing::objects(spooled, b'\n', listing::rsync_line);
         Ok(found.filter_map(|object| match object {
             Ok(object) => {
@@ -75,10 +75,10 @@ impl Alone {
         let mut is_prepared = locked(&self.is_prepared);
         if !*is_prepared {
             // rsync would make the root too; only the marker is to.
-            if name != place::MARKER && !retried(|| self.rsync.has_root())? {
+            if name != place::MARKER && !self.rsync.retried(|| self.rsync.has_root())? {
                 return Err(Fault::no_root());
             }
-            retried(|| self.rsync.prepare())?;
+            self.rsync.retried(|| self.rsync.prepare())?;
             *is_prepared = true;
         }
         drop(is_prepared);
@@ -234,7 +234,7 @@ impl Destination for Alone {
         if wanted.is_empty() {
             return failed;
         }
-        if let Err(fault) = retried(|| self.rsync.remove(&wanted)) {
+        if let Err(fault) = self.rsync.retried(|| self.rsync.remove(&wanted)) {
             let fail = |name: &&str| fault.again().on("remove", name, self.place());
             failed.extend(wanted.iter().map(fail));
         }

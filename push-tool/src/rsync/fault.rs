@@ -39,9 +39,12 @@ const WORDS: &[(&str, ErrorKind, Option<Exit>)] = &[
     ("Network is unreachable", ErrorKind::Transient, Some(Exit::NoDestination)),
     ("timed out", ErrorKind::Transient, Some(Exit::NoDestination)),
     ("timeout", ErrorKind::Transient, Some(Exit::NoDestination)),
+    (ONE_AT_A_TIME, ErrorKind::Transient, Some(Exit::Busy)),
     ("connection was cut", ErrorKind::Transient, None),
     ("No such file or directory", ErrorKind::NotFound, None),
 ];
+/// What `rrsync` says while it serves another request, unless it was told not to care.
+const ONE_AT_A_TIME: &str = "nother instance of rrsync is already accessing";
 /// What ssh exits with when it has no connection, or lost it.
 const SSH_FAILED: i32 = 255;
 /// What rsync exits with when the connection broke: in a socket, in the protocol, by waiting.
@@ -117,6 +120,17 @@ impl Fault {
     pub(super) fn is_of_host(&self) -> bool {
         let failure = self.source.downcast_ref::<Failure>();
         failure.is_some_and(|failure| failure.exit == Exit::NoDestination)
+    }
+
+    /// Whether trying again soon may help.
+    pub(super) fn is_passing(&self) -> bool {
+        self.kind == ErrorKind::Transient && !self.is_busy()
+    }
+
+    /// Whether it was refused because another request is under way.
+    pub(super) fn is_busy(&self) -> bool {
+        let failure = self.source.downcast_ref::<Failure>();
+        failure.is_some_and(|failure| failure.exit == Exit::Busy)
     }
 
     /// Whether a disk is full, over there or here.
@@ -197,6 +211,8 @@ fn hints(said: &str, names: &Names) -> Vec<String> {
         ));
     } else if said.contains("auth failed on module") {
         hints.push(format!("the password is {}", names.password));
+    } else if said.contains(ONE_AT_A_TIME) {
+        hints.push("bind the account there by 'rrsync -no-lock FOLDER'".into());
     } else if said.contains("is your shell clean") {
         hints.push(
             "the login scripts there print something: have them do so for terminals only".into(),

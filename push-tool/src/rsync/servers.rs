@@ -34,6 +34,8 @@ pub enum Account {
     Shell,
     /// With nothing but rsync, bound to the folder of backups.
     Rrsync,
+    /// The same, one request at a time.
+    Locked,
     /// With a shell that greets, whoever it is.
     Noisy,
     /// With a shell on a system whose `find` prints no times.
@@ -43,13 +45,20 @@ pub enum Account {
 }
 
 impl Account {
-    const ALL: [Account; 5] =
-        [Account::Shell, Account::Rrsync, Account::Noisy, Account::Plain, Account::Stranger];
+    const ALL: [Account; 6] = [
+        Account::Shell,
+        Account::Rrsync,
+        Account::Locked,
+        Account::Noisy,
+        Account::Plain,
+        Account::Stranger,
+    ];
 
     pub(super) fn key(self) -> &'static str {
         match self {
             Account::Shell => "shell",
             Account::Rrsync => "rrsync",
+            Account::Locked => "locked",
             Account::Noisy => "noisy",
             Account::Plain => "plain",
             Account::Stranger => "stranger",
@@ -62,6 +71,9 @@ impl Account {
         match self {
             Account::Shell => Some(String::new()),
             Account::Rrsync => {
+                Some(format!("command=\"/usr/bin/rrsync -no-lock {folder}/backups\",restrict "))
+            }
+            Account::Locked => {
                 Some(format!("command=\"/usr/bin/rrsync {folder}/backups\",restrict "))
             }
             Account::Noisy => {
@@ -151,7 +163,7 @@ impl Sshd {
     /// How a folder of backups is called as a destination.
     pub fn location(&self, account: Account, folder: &str) -> String {
         match account {
-            Account::Rrsync => format!("127.0.0.1:/{folder}"),
+            Account::Rrsync | Account::Locked => format!("127.0.0.1:/{folder}"),
             _ => format!("127.0.0.1:{}/{folder}", self.backups().display()),
         }
     }

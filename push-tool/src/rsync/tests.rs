@@ -322,6 +322,26 @@ fn a_connection_that_stays_broken_is_not_the_end_of_an_object() {
     }
 }
 
+#[test]
+fn an_account_that_serves_one_at_a_time_is_waited_for() {
+    let sshd = Sshd::start();
+    std::fs::create_dir(sshd.backups().join("locked")).unwrap();
+    // Two runs, each with several requests at once.
+    let runs = ["a", "b"].map(|run| (run, sshd.open(Account::Locked, "locked").unwrap()));
+    std::thread::scope(|scope| {
+        for (run, destination) in &runs {
+            for number in 0..3 {
+                let name = format!("{run}/{number}");
+                scope.spawn(move || {
+                    put(&**destination, &name, name.as_bytes()).unwrap();
+                    assert_eq!(read(&**destination, &name, None), name.as_bytes());
+                });
+            }
+        }
+    });
+    assert_eq!(names(&*runs[0].1, "").len(), 6);
+}
+
 /// Runs a test of this file again, where the folder of temporary files is a disk of so many KiB.
 fn with_small_disk(test: &str, kilobytes: u32, location: &str, variables: &[(String, String)]) {
     let folder = tempfile::tempdir().unwrap();

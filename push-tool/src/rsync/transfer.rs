@@ -19,6 +19,7 @@ use super::listing::{self, PARTIAL, UNFINISHED, UNFINISHED_NAME};
 use super::private::Private;
 use super::settings::{Names, Settings};
 use super::stage::{StagedFile, make_folders};
+use super::turns::Turns;
 use crate::destination::{Created, ErrorKind};
 use crate::place;
 
@@ -54,6 +55,7 @@ pub(super) struct Rsync {
     rate: Option<u64>,
     /// Whether the other rsync can be asked to wait for the disk.
     can_sync: AtomicBool,
+    turns: Turns,
     next: AtomicU64,
 }
 
@@ -89,6 +91,7 @@ impl Rsync {
             names: settings.names.clone(),
             rate: settings.rate,
             can_sync: AtomicBool::new(true),
+            turns: Turns::default(),
             next: AtomicU64::new(0),
         })
     }
@@ -167,6 +170,14 @@ impl Rsync {
         Fault::of(finished, &self.names)
     }
 
+    /// Tries again while that may help, and waits where the other rsync serves another request.
+    ///
+    /// # Errors
+    /// Those of [`retried`].
+    pub(super) fn retried<T>(&self, mut attempt: impl FnMut() -> Outcome<T>) -> Outcome<T> {
+        self.turns.take(|| retried(&mut attempt))
+    }
+
     /// Lists an object, or all of a folder, in the lines of [`listing::rsync_line`].
     ///
     /// # Errors
@@ -215,14 +226,14 @@ impl Rsync {
         {
             // What there is of it would keep the disk full, and prune from making room.
             let left = name.rsplit('/').next().unwrap_or(name);
-            let _ = self.remove(&[&place::join(PARTIAL, left)]);
+            let _ = self.retried(|| self.remove(&[&place::join(PARTIAL, left)]));
         }
         sent
     }
 
     fn send_from(&self, tree: &Path, name: &str) -> Outcome<Created> {
         let mut is_first = true;
-        retried(|| {
+        self.retried(|| {
             let mut command = self.command(&[name])?.args([
                 "--ignore-existing",
                 "--out-format=%i",
@@ -280,7 +291,7 @@ impl Rsync {
     /// # Errors
     /// Those of rsync; a disk that is full here, which says nothing of the object.
     pub(super) fn fetch(&self, name: &str) -> Outcome<File> {
-        let fetched = retried(|| self.fetch_into(&Private::new()?, name));
+        let fetched = self.retried(|| self.fetch_into(&Private::new()?, name));
         // The other rsync writes nothing, so the full disk is ours.
         fetched.map_err(|fault| if fault.is_full() { Fault::no_room_here(&fault) } else { fault })
     }
@@ -339,7 +350,7 @@ pub(super) fn retried<T>(mut attempt: impl FnMut() -> Outcome<T>) -> Outcome<T> 
     let mut number = 1;
     loop {
         match attempt() {
-            Err(fault) if fault.kind == ErrorKind::Transient && number < ATTEMPTS => {
+            Err(fault) if fault.is_passing() && number < ATTEMPTS => {
                 let mut left = PAUSE * number;
                 while !left.is_zero() {
                     bk_manifest::signal::check()?;
