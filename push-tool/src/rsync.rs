@@ -61,7 +61,10 @@ fn by_ssh(
     };
     match far::probe(&link).map_err(fault::Fault::into_error)? {
         Some(offer) => {
-            let root = absolute(path, &offer.home);
+            let root = absolute(path, offer.home.as_deref()).ok_or_else(|| {
+                let message = format!("'{place}' begins at a home that is missing or closed there");
+                Failure::new(Exit::NoDestination, message).hint("name the folder from '/' on")
+            })?;
             Ok(Box::new(Far::new(Arc::clone(&link), root.clone(), offer, alone(&root)?)))
         }
         None if path.starts_with('/') => Ok(Box::new(alone(path)?)),
@@ -116,11 +119,11 @@ fn by_daemon(
 }
 
 /// A folder there, from the login's home where it does not begin with a slash.
-fn absolute(path: &str, home: &str) -> String {
-    let home = home.trim_end_matches('/');
-    match path.strip_prefix("~/").unwrap_or(path) {
-        "~" => home.to_owned(),
-        path if path.starts_with('/') => path.to_owned(),
-        path => format!("{home}/{path}"),
+fn absolute(path: &str, home: Option<&str>) -> Option<String> {
+    let path = path.strip_prefix("~/").unwrap_or(path);
+    if path.starts_with('/') {
+        return Some(path.to_owned());
     }
+    let home = home?.trim_end_matches('/');
+    Some(if path == "~" { home.to_owned() } else { format!("{home}/{path}") })
 }

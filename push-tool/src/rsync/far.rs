@@ -32,8 +32,8 @@ type Outcome<T> = std::result::Result<T, Fault>;
 
 /// What a host offers.
 pub(super) struct Offer {
-    /// The login's own folder.
-    pub(super) home: String,
+    /// The login's own folder, if it can be entered.
+    pub(super) home: Option<String>,
     /// Whether `find` prints times to the nanosecond.
     has_times: bool,
     has_sha256sum: bool,
@@ -56,7 +56,7 @@ pub(super) fn probe(link: &Link) -> Outcome<Option<Offer>> {
     (&mut reply.output).take(64 << 10).read_to_string(&mut said)?;
     link.end(reply)?;
     let mut lines = said.lines();
-    let home = lines.next().unwrap_or_default().to_owned();
+    let home = lines.next().filter(|home| home.starts_with('/')).map(str::to_owned);
     let has = |word: &str| said.lines().skip(1).any(|line| line == word);
     if !has("end") || said.lines().any(|line| line.starts_with("no ")) {
         return Ok(None);

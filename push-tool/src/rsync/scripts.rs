@@ -73,8 +73,8 @@ macro_rules! name {
     };
 }
 
-/// Says where the login's home is, and which programs are there.
-pub(super) const PROBE: &str = "cd && echo ok && pwd -P; for p in find ln ls mv rm mkdir rmdir sync \
+/// Says where the login's home is, an empty line if there is none, and which programs are there.
+pub(super) const PROBE: &str = "echo ok; (cd && pwd -P) 2>/dev/null || echo; for p in find ln ls mv rm mkdir rmdir sync \
     wc cat tail head; do command -v $p >/dev/null || echo no $p; done; \
     command -v rsync >/dev/null && echo rsync; command -v sha256sum >/dev/null && echo sha256sum; \
     find / -maxdepth 0 -ignore_readdir_race -printf 'times\\n' 2>/dev/null; echo end";

@@ -40,17 +40,20 @@ pub enum Account {
     Noisy,
     /// With a shell on a system whose `find` prints no times.
     Plain,
+    /// With a shell, and a home that is not there.
+    Homeless,
     /// Not let in.
     Stranger,
 }
 
 impl Account {
-    const ALL: [Account; 6] = [
+    const ALL: [Account; 7] = [
         Account::Shell,
         Account::Rrsync,
         Account::Locked,
         Account::Noisy,
         Account::Plain,
+        Account::Homeless,
         Account::Stranger,
     ];
 
@@ -61,6 +64,7 @@ impl Account {
             Account::Locked => "locked",
             Account::Noisy => "noisy",
             Account::Plain => "plain",
+            Account::Homeless => "homeless",
             Account::Stranger => "stranger",
         }
     }
@@ -82,6 +86,10 @@ impl Account {
             Account::Plain => Some(format!(
                 "command=\"PATH={folder}/bin:$PATH; eval \\\"$SSH_ORIGINAL_COMMAND\\\"\" "
             )),
+            Account::Homeless => Some(
+                "command=\"HOME=/no/such/home; export HOME; eval \\\"$SSH_ORIGINAL_COMMAND\\\"\" "
+                    .into(),
+            ),
             Account::Stranger => None,
         }
     }

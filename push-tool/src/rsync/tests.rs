@@ -203,6 +203,19 @@ fn who_is_not_let_in_is_told_why() {
 }
 
 #[test]
+fn a_home_is_needed_only_where_the_folder_begins_there() {
+    let sshd = Sshd::start();
+    let destination = sshd.destination(Account::Homeless);
+    assert_eq!(destination.create("a", b"x").unwrap(), Created::New);
+    let error = open("127.0.0.1:backups", sshd.variables(Account::Homeless)).err().unwrap();
+    assert_eq!(classify(&error), Exit::NoDestination);
+    assert!(error.to_string().contains("home that is missing"), "{error:#}");
+    // Where there is one, it is found.
+    let homely = open("127.0.0.1:backups/homeless", sshd.variables(Account::Shell)).unwrap();
+    assert_eq!(names(&*homely, ""), ["a"]);
+}
+
+#[test]
 fn a_new_host_is_accepted_when_that_is_said_and_any_only_by_that_name() {
     let sshd = Sshd::start();
     std::fs::create_dir(sshd.backups().join("shell")).unwrap();
