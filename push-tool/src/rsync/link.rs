@@ -2,14 +2,14 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, PipeReader, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use bk_manifest::command::{Command, Program, Running};
 use bk_manifest::exit::{Exit, Failure, fail};
-use tempfile::TempDir;
 
 use super::fault::Fault;
+use super::private::Private;
 use super::settings::{HostKeys, Names, Settings};
 use crate::destination::ErrorKind;
 
@@ -52,7 +52,7 @@ pub(super) struct Link {
     pub(super) names: Names,
     checks_host: bool,
     /// Holds the socket.
-    folder: TempDir,
+    folder: Private,
     /// One at a time connects; the others then share it.
     connecting: Mutex<()>,
 }
@@ -304,13 +304,24 @@ fn option(name: &str, path: &str) -> OsString {
 }
 
 /// A private folder whose name is short enough for a socket in it.
-fn socket_folder() -> anyhow::Result<TempDir> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix("bk-").permissions(std::fs::Permissions::from_mode(0o700));
-    let folder = builder.tempdir()?;
+fn socket_folder() -> std::io::Result<Private> {
+    let folder = Private::new()?;
     let path = folder.path().to_string_lossy();
     if path.len() <= SOCKET_LIMIT && !path.contains(['"', '\n', '\u{fffd}']) {
         return Ok(folder);
     }
-    Ok(builder.tempdir_in("/tmp")?)
+    Private::new_in(Path::new("/tmp"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folder_of_a_socket_is_one_that_is_swept() {
+        let folder = socket_folder().unwrap();
+        let name = folder.path().file_name().unwrap().to_string_lossy().into_owned();
+        assert!(name.starts_with("bk-private-"), "{name}");
+        assert!(folder.path().join(SOCKET).as_os_str().len() < SOCKET_LIMIT);
+    }
 }

@@ -28,12 +28,18 @@ impl Private {
     /// Those of the file system.
     pub(super) fn new() -> io::Result<Self> {
         static SWEPT: Once = Once::new();
-        let parent = std::env::temp_dir();
-        let private = Private::below(&parent)?;
-        SWEPT.call_once(|| {
-            // It is for the space alone; the next run tries again.
-            let _ = private.sweep(&parent);
-        });
+        let private = Private::below(&std::env::temp_dir())?;
+        SWEPT.call_once(|| private.sweep());
+        Ok(private)
+    }
+
+    /// The same in another folder than that of temporary files.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub(super) fn new_in(parent: &Path) -> io::Result<Self> {
+        let private = Private::below(parent)?;
+        private.sweep();
         Ok(private)
     }
 
@@ -51,7 +57,12 @@ impl Private {
         self.folder.path()
     }
 
-    fn sweep(&self, parent: &Path) -> io::Result<()> {
+    /// Sweeps beside it. It is for the space alone; the next run tries again.
+    fn sweep(&self) {
+        let _ = self.path().parent().map_or(Ok(()), |parent| self.sweep_in(parent));
+    }
+
+    fn sweep_in(&self, parent: &Path) -> io::Result<()> {
         let own = self.path().metadata()?;
         for entry in fs::read_dir(parent)? {
             let entry = entry?;
@@ -96,7 +107,7 @@ mod tests {
             }
         }
         rustix::fs::futimens(File::open(living.path()).unwrap(), &long_ago).unwrap();
-        Private::below(parent.path()).unwrap().sweep(parent.path()).unwrap();
+        Private::below(parent.path()).unwrap().sweep();
         for (name, stays) in
             [("bk-private-dead", false), ("bk-private-young", true), ("stranger", true)]
         {
