@@ -20,14 +20,19 @@ static ARRIVAL: OnceLock<PipeReader> = OnceLock::new();
 #[error("stopped by signal {0}")]
 pub struct Stopped(pub usize);
 
-/// Makes HUP, INT and TERM set the flag; a second one ends the process at once.
+/// Makes HUP, INT and TERM set the flag; a second one ends the process at once. One that we were
+/// started to ignore, as under `nohup`, stays ignored.
 ///
 /// # Errors
 /// If the system refuses the handler.
 pub fn install() -> io::Result<()> {
     let (arrival, ring) = io::pipe()?;
     let is_second = Arc::new(AtomicBool::new(false));
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     for signal in [SIGHUP, SIGINT, SIGTERM] {
+        if is_ignored(&status, signal) {
+            continue;
+        }
         signal_hook::flag::register_conditional_default(signal, Arc::clone(&is_second))?;
         signal_hook::flag::register(signal, Arc::clone(&is_second))?;
         let number = usize::try_from(signal).unwrap_or_default();
@@ -38,6 +43,14 @@ pub fn install() -> io::Result<()> {
     // Who calls this twice has the first one rung, too.
     let _ = ARRIVAL.set(arrival);
     Ok(())
+}
+
+/// Whether a process ignores a signal, by what `/proc/PID/status` says of it (proc(5)): `SigIgn`, in hex, has
+/// the lowest bit for signal 1. A system without that file ignores none.
+fn is_ignored(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
 }
 
 /// The signal that arrived, if one did.
@@ -66,5 +79,19 @@ pub(crate) fn die_of(signal: usize) {
     if let Ok(signal) = i32::try_from(signal) {
         // Fails only for a signal without a default action, which we do not catch.
         let _ = signal_hook::low_level::emulate_default_handler(signal);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_told_by_their_bits() {
+        let status =
+            "SigBlk:\t0000000000000004\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000004002\n";
+        assert!(is_ignored(status, SIGHUP));
+        assert!(!is_ignored(status, SIGINT) && !is_ignored(status, SIGTERM));
+        assert!(!is_ignored("", SIGHUP));
     }
 }

@@ -179,3 +179,37 @@ fn a_full_disk_behind_standard_output_is_told_from_others() {
         ended.failure(1, "cannot write to standard output: No space left");
     }
 }
+
+#[test]
+fn a_hangup_ends_it_unless_it_was_started_to_ignore_that() {
+    use std::os::unix::process::ExitStatusExt;
+
+    let (_folder, manifest) = fixture();
+    let document = std::fs::read(manifest).unwrap();
+    for (trap, ends_by) in [("", Some(1)), ("trap '' HUP; ", None)] {
+        let program = env!("CARGO_BIN_EXE_bk-manifest");
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", &format!("{trap}exec \"$0\" check"), program])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let status = format!("/proc/{}/status", child.id());
+        let catches_term = || {
+            let status = std::fs::read_to_string(&status).unwrap();
+            let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+            u64::from_str_radix(mask.trim(), 16).unwrap() & (1 << 14) != 0
+        };
+        while !catches_term() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+        // It may have ended by now.
+        let _ = child.stdin.take().unwrap().write_all(&document);
+        let ended = child.wait_with_output().unwrap();
+        assert_eq!(ended.status.signal(), ends_by, "{}", String::from_utf8_lossy(&ended.stderr));
+        assert_eq!(ended.status.code(), ends_by.is_none().then_some(0));
+    }
+}
