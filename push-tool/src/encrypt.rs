@@ -51,11 +51,19 @@ impl Method {
 
 /// What a failed program said first, without its own name.
 pub fn said(finished: &Finished) -> String {
-    let first = finished.lines().find(|line| !line.starts_with("[GNUPG:]"));
-    let Some(first) = first else { return finished.message() };
-    let text = ["age: error: ", "gpg: "].iter().find_map(|name| first.strip_prefix(name));
-    let text: String = text.unwrap_or(first).chars().take(200).collect();
-    escape(text.as_bytes())
+    match first_reason(finished.lines()) {
+        Some(reason) => escape(reason.chars().take(200).collect::<String>().as_bytes()),
+        None => finished.message(),
+    }
+}
+
+/// The first line that gives a reason; gpg tells before it for whom an object was encrypted.
+fn first_reason<'a>(lines: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let is_told = |line: &&str| line.starts_with("gpg: encrypted with ") || line.starts_with('"');
+    let mut lines = lines.filter(|line| !line.starts_with("[GNUPG:]")).skip_while(is_told);
+    let line = lines.next()?;
+    let text = ["age: error: ", "gpg: "].iter().find_map(|name| line.strip_prefix(name));
+    Some(text.unwrap_or(line))
 }
 
 /// For whom objects are encrypted, and by which program.
@@ -140,17 +148,37 @@ fn one_key(program: &Program, name: &str) -> anyhow::Result<()> {
         .args(["--batch", "--no-tty", "--with-colons", "--no-auto-key-locate", "--list-keys", "--"])
         .arg(name);
     let (output, _) = command.output()?;
-    let shown = escape(name.as_bytes());
-    match String::from_utf8_lossy(&output).lines().filter(|line| line.starts_with("pub:")).count() {
-        1 => Ok(()),
-        0 => Err(Failure::new(Exit::Usage, format!("gpg has no public key '{shown}'"))
-            .hint("gpg --import FILE puts one into the keyring")
-            .into()),
-        several => {
-            let message = format!("'{shown}' names {several} keys of gpg's keyring");
-            Err(Failure::new(Exit::Usage, message).hint("name one by its fingerprint").into())
+    usable(&String::from_utf8_lossy(&output), &escape(name.as_bytes())).map_err(Into::into)
+}
+
+/// Looks at the keys of a name in the lines of `gpg --with-colons` (doc/DETAILS of `GnuPG`).
+fn usable(listed: &str, name: &str) -> Result<(), Failure> {
+    let refused = |message: String, hint: &str| Failure::new(Exit::Usage, message).hint(hint);
+    let keys: Vec<&str> = listed.lines().filter(|line| line.starts_with("pub:")).collect();
+    let key = match keys.as_slice() {
+        [key] => key,
+        [] => {
+            let message = format!("gpg has no public key '{name}'");
+            return Err(refused(message, "gpg --import FILE puts one into the keyring"));
         }
-    }
+        several => {
+            let message = format!("'{name}' names {} keys of gpg's keyring", several.len());
+            return Err(refused(message, "name one by its fingerprint"));
+        }
+    };
+    let mut fields = key.split(':');
+    let validity = fields.nth(1).unwrap_or_default();
+    // In capitals stands what the whole key is good for now: its parts expire by themselves.
+    let good_for = fields.nth(9).unwrap_or_default();
+    let why = match validity {
+        "r" => "is revoked",
+        "e" => "has expired",
+        _ if good_for.contains('D') => "is disabled",
+        _ if !good_for.contains('E') => "has no part to encrypt for that is valid now",
+        _ => return Ok(()),
+    };
+    let hint = "gpg --import FILE brings a key that was renewed; or name another one";
+    Err(refused(format!("gpg's public key '{name}' {why}"), hint))
 }
 
 /// An object on its way through the program.
@@ -207,3 +235,39 @@ impl Encrypting {
 #[derive(Debug, thiserror::Error)]
 #[error("the program that encrypts ended early")]
 struct Refused;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_cannot_be_used_is_told_why() {
+        let key = |validity: &str, good_for: &str| {
+            format!(
+                "tru::1:1\npub:{validity}:255:22:AB12:1:2::-:::{good_for}:::::ed25519::0:\nfpr:::\n"
+            )
+        };
+        let said = |listed: &str| usable(listed, "x").err().map(|failure| failure.message);
+        assert_eq!(said(&key("u", "scESC")), None);
+        assert_eq!(said(&key("-", "scESC")), None);
+        for (listed, words) in [
+            (String::new(), "no public key 'x'"),
+            (key("u", "scESC").repeat(2), "names 2 keys"),
+            (key("r", "sc"), "'x' is revoked"),
+            (key("e", "sc"), "'x' has expired"),
+            (key("u", "scESCD"), "'x' is disabled"),
+            (key("u", "scSC"), "'x' has no part"),
+        ] {
+            assert!(said(&listed).unwrap().contains(words), "{listed}");
+        }
+    }
+
+    #[test]
+    fn whom_it_was_encrypted_for_is_no_reason() {
+        let gpg = "[GNUPG:] ENC_TO 12 1 0\ngpg: encrypted with 3072-bit RSA key, ID 12, created 2026\n\
+                   \"me\"\ngpg: decryption failed: No secret key\n[GNUPG:] END_DECRYPTION\n";
+        assert_eq!(first_reason(gpg.lines()), Some("decryption failed: No secret key"));
+        let age = "age: error: no identity matched any of the recipients\nage: report at\n";
+        assert_eq!(first_reason(age.lines()), Some("no identity matched any of the recipients"));
+    }
+}
