@@ -22,6 +22,11 @@ impl Finished {
         Finished { name: name.to_owned(), status, stderr }
     }
 
+    /// What messages call it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Whether it exited with 0.
     pub fn is_success(&self) -> bool {
         self.status.success()

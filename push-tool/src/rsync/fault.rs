@@ -47,6 +47,9 @@ const WORDS: &[(&str, ErrorKind, Option<Exit>)] = &[
 const ONE_AT_A_TIME: &str = "nother instance of rrsync is already accessing";
 /// What ssh exits with when it has no connection, or lost it.
 const SSH_FAILED: i32 = 255;
+/// What to do about a connection that ended without a word.
+const CUT: &str =
+    "is it an ssh server, and does it let so many in at once (MaxStartups)? its log says more";
 /// What rsync exits with when the connection broke: in a socket, in the protocol, by waiting.
 const CONNECTION_LOST: [i32; 4] = [10, 12, 30, 35];
 
@@ -62,10 +65,18 @@ impl Fault {
             None if lost => (ErrorKind::Transient, Some(Exit::NoDestination)),
             None => (ErrorKind::Other, None),
         };
-        let message = escape(finished.message().as_bytes());
+        let message = if lost && finished.lines().next().is_none() {
+            format!("the connection of '{}' was cut", finished.name())
+        } else {
+            changed_host_key(said).unwrap_or_else(|| finished.message())
+        };
+        let message = escape(message.as_bytes());
         let mut failure = Failure::new(exit.unwrap_or(Exit::Failed), message);
         for hint in hints(said, names) {
             failure = failure.hint(hint);
+        }
+        if lost && finished.lines().next().is_none() {
+            failure = failure.hint(CUT);
         }
         Fault { kind, source: failure.into() }
     }
@@ -186,6 +197,14 @@ impl From<anyhow::Error> for Fault {
     }
 }
 
+/// What ssh says, in many lines, of a host that has another key now.
+fn changed_host_key(said: &str) -> Option<String> {
+    let behind = |words: &str| said.lines().find_map(|line| line.trim().strip_prefix(words));
+    let host = behind("Host key for ")?.split_once(" has changed")?.0;
+    let (file, line) = behind("Offending ")?.split_once(" key in ")?.1.rsplit_once(':')?;
+    Some(format!("the host key of '{host}' has changed: line {line} of '{file}' has another one"))
+}
+
 fn known(said: &str) -> Option<(ErrorKind, Option<Exit>)> {
     let (_, kind, exit) = WORDS.iter().find(|(words, ..)| said.contains(words))?;
     Some((*kind, *exit))
@@ -195,8 +214,9 @@ fn known(said: &str) -> Option<(ErrorKind, Option<Exit>)> {
 fn hints(said: &str, names: &Names) -> Vec<String> {
     let mut hints = Vec::new();
     if said.contains("IDENTIFICATION HAS CHANGED") {
-        hints
-            .push("its host key is not the one that is known: find out why before all else".into());
+        hints.push(
+            "find out why before all else; ssh-keygen -R takes the old one out of that file".into(),
+        );
     } else if said.contains("Host key verification failed") {
         hints.push(format!(
             "compare its key with ssh-keyscan, then put it into the file of known hosts \

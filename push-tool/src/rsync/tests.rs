@@ -193,10 +193,11 @@ fn who_is_not_let_in_is_told_why() {
     write!(file, "[127.0.0.1]:{} {other}", sshd.port()).unwrap();
     let changed = changed.to_str().unwrap();
     let known = ("BACKUP_SSH_KNOWN_HOSTS", changed);
-    refused(Account::Shell, &[known], Exit::Denied, "Host key verification failed");
+    let told = format!("has changed: line 1 of '{changed}' has another one");
+    refused(Account::Shell, &[known], Exit::Denied, &told);
     // A host that has another key now is not accepted for new.
     let accept = [known, ("BACKUP_RSYNC_HOST_KEYS", "accept-new")];
-    refused(Account::Shell, &accept, Exit::Denied, "Host key verification failed");
+    refused(Account::Shell, &accept, Exit::Denied, &told);
     let nobody = [("BACKUP_RSYNC_PORT", "1")];
     refused(Account::Shell, &nobody, Exit::NoDestination, "Connection refused");
     refused(Account::Noisy, &[], Exit::NoDestination, "'Welcome'");
@@ -245,6 +246,23 @@ fn a_host_that_says_nothing_is_not_waited_for() {
     settings.patience = Duration::from_secs(1);
     let error = super::by_ssh(None, "127.0.0.1", "/x", &settings).err().unwrap();
     assert_eq!(classify(&error), Exit::NoDestination, "{error:#}");
+}
+
+#[test]
+fn a_host_that_hangs_up_is_told_with_what_to_do() {
+    let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
+    let variables =
+        vec![("BACKUP_RSYNC_PORT".into(), deaf.local_addr().unwrap().port().to_string())];
+    let server = std::thread::spawn(move || {
+        // It speaks as an sshd does, and is gone once it is spoken to.
+        let (mut connection, _) = deaf.accept().unwrap();
+        connection.write_all(b"SSH-2.0-OpenSSH_9.2\r\n").unwrap();
+        let _ = connection.read(&mut [0; 512]);
+    });
+    let error = open("127.0.0.1:/x", variables).err().unwrap();
+    server.join().unwrap();
+    assert_eq!(classify(&error), Exit::NoDestination);
+    assert!(!error.to_string().contains("said nothing"), "{error:#}");
 }
 
 #[test]
