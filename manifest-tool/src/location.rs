@@ -1,5 +1,6 @@
 //! The name of a destination, as a user gives it: a folder, a bucket, a host.
 
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 
 use crate::exit::{Exit, Failure};
@@ -21,7 +22,7 @@ pub enum Location {
     Ssh {
         /// Who logs in; `None` leaves it to ssh.
         user: Option<String>,
-        /// The host, as ssh takes it.
+        /// The host, as ssh takes it: an address of IPv6 without brackets.
         host: String,
         /// The folder there.
         path: String,
@@ -88,9 +89,10 @@ impl Location {
         if name.contains("://") {
             return Err(malformed("its scheme is unknown").into());
         }
-        match name.split_once(':') {
+        match split_address(name).or_else(|| name.split_once(':')) {
             Some((host, path)) if !host.is_empty() && !host.contains('/') => {
                 let (user, host) = split_user(host);
+                let host = host.trim_start_matches('[').trim_end_matches(']');
                 if !is_safe(host) || user.as_deref().is_some_and(|user| !is_safe(user)) {
                     return Err(malformed("it names no host").into());
                 }
@@ -111,6 +113,17 @@ impl Location {
     pub fn is_remote(&self) -> bool {
         !matches!(self, Location::Local(_))
     }
+}
+
+/// The parts of `USER@[ADDRESS]:PATH`: the colons in an address of IPv6 end no host.
+fn split_address(name: &str) -> Option<(&str, &str)> {
+    let (host, path) = name.split_once("]:")?;
+    let (user, address) = host.split_once('[')?;
+    let address = address.split_once('%').map_or(address, |(address, _)| address);
+    let is_address = address.parse::<Ipv6Addr>().is_ok();
+    let split = (is_address && (user.is_empty() || user.ends_with('@')))
+        .then(|| name.split_at(name.len() - path.len() - 1))?;
+    Some((split.0, path))
 }
 
 fn split_user(host: &str) -> (Option<String>, &str) {
@@ -155,6 +168,9 @@ mod tests {
                 ssh(Some("backup"), "nas.example.org", "/volume1/b"),
             ),
             ("nas:backups", ssh(None, "nas", "backups")),
+            ("[::1]:/b", ssh(None, "::1", "/b")),
+            ("me@[fe80::1%eth0]:b:c", ssh(Some("me"), "fe80::1%eth0", "b:c")),
+            ("/mnt/[::1]:/b", Location::Local("/mnt/[::1]:/b".into())),
             ("rsync://nas/backups/app/", daemon(None, "nas", "backups/app")),
             ("rsync://me@nas:8730/backups", daemon(Some("me"), "nas:8730", "backups")),
         ] {

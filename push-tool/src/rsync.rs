@@ -53,9 +53,9 @@ fn by_ssh(
     settings: &Settings,
 ) -> anyhow::Result<Box<dyn Destination>> {
     let link = Arc::new(Link::open(user, host, settings)?);
-    let place = format!("{}:{path}", link.host());
+    let place = link.at(path);
     let alone = |root: &str| {
-        let target = format!("{}:{root}", link.host());
+        let target = link.at(root);
         let way = Way::Ssh(Arc::clone(&link));
         anyhow::Ok(Alone::new(Rsync::new(way, &target, "", root, place.clone(), settings)?))
     };

@@ -47,7 +47,7 @@ pub(super) struct Link {
     ssh: Program,
     /// What is given to every ssh, the name of the socket too.
     options: Vec<OsString>,
-    /// As ssh and rsync take it: `USER@HOST`.
+    /// As ssh takes it: `USER@HOST`.
     host: String,
     pub(super) names: Names,
     checks_host: bool,
@@ -148,9 +148,18 @@ impl Link {
         vec![format!("the host's key is not checked, for {why}: any host may pose as this one")]
     }
 
-    /// The host as rsync takes it.
+    /// The host as ssh takes it.
     pub(super) fn host(&self) -> &str {
         &self.host
+    }
+
+    /// A path there as rsync takes it.
+    pub(super) fn at(&self, path: &str) -> String {
+        let (user, host) = self.host.rsplit_once('@').unwrap_or(("", &self.host));
+        let user = if user.is_empty() { String::new() } else { format!("{user}@") };
+        // An address of IPv6.
+        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        format!("{user}{host}:{path}")
     }
 
     /// The command by which rsync reaches the host, in the form that its `-e` takes apart.
