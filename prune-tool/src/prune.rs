@@ -317,6 +317,20 @@ mod tests {
     }
 
     #[test]
+    fn a_manifest_that_is_still_there_keeps_its_objects() {
+        let (store, _) = chain();
+        run(&store, last(1)).unwrap();
+        store.advance(GRACE);
+        store.lie_of_removing("manifest.json");
+        let before = store.names();
+        let error = run(&store, last(1)).unwrap_err();
+        assert!(error.to_string().contains("is still at"), "{error:#}");
+        let is_volume = |name: &&String| name.contains("files/");
+        let volumes = |names: &[String]| names.iter().filter(is_volume).count();
+        assert_eq!(volumes(&store.names()), volumes(&before));
+    }
+
+    #[test]
     fn without_grace_time_one_run_does_both() {
         let (store, [first, second, third]) = chain();
         let mut options = options(&store, last(1));

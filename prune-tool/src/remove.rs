@@ -16,6 +16,7 @@ use bk_manifest::time::Time;
 use bk_push::destination::{Created, Destination, ErrorKind};
 use bk_push::mark::{self, Mark};
 use bk_push::names::Names;
+use bk_push::parallel;
 use serde::Serialize;
 
 use crate::plan::Plan;
@@ -49,6 +50,7 @@ pub fn carry_out(
     let deletion = &plan.deletion;
     check_marks(destination, &deletion.marks)?;
     delete(destination, &deletion.manifests)?;
+    check_gone(destination, &deletion.manifests)?;
     delete_names(destination, &deletion.objects)?;
     delete_names(destination, &deletion.pieces)?;
     delete(destination, &deletion.marks)?;
@@ -78,6 +80,19 @@ fn check_marks(destination: &dyn Destination, marks: &[String]) -> anyhow::Resul
     }
     Err(Failure::new(Exit::Busy, "another run has removed the marks that this one was to act by")
         .hint("nothing was removed by this one; run it again")
+        .into())
+}
+
+/// Makes sure that no manifest is left whose objects go next, whatever the store has answered: a backup
+/// would be listed and not be whole.
+fn check_gone(destination: &dyn Destination, manifests: &[String]) -> anyhow::Result<()> {
+    let stat = |name: &String| Ok(destination.stat(name)?.map(|_| name.clone()));
+    let found = parallel::try_map(destination.at_once(), manifests.iter().collect(), stat)?;
+    let Some(name) = found.into_iter().flatten().next() else { return Ok(()) };
+    let place = destination.describe();
+    let message = format!("'{name}' is still at '{place}', which has said that it is removed");
+    Err(Failure::new(Exit::Failed, message)
+        .hint("the objects of that backup were left; what stands between here and the store?")
         .into())
 }
 

@@ -266,7 +266,8 @@ fn a_run_in_a_pipe_removes_and_passes_the_document_on() {
     assert_eq!(
         trailer.run().unwrap().extra["pruned"],
         json!({
-            "freed": freed, "freed_objects": 3, "kept": 2, "marked": [], "removed": [id(25)]
+            "freed": freed, "freed_objects": 3, "kept": 2, "marked": [], "old_versions": 0,
+            "old_versions_objects": 0, "removed": [id(25)]
         })
     );
     let left = files(&folder.path().join("dest/2026"));

@@ -24,6 +24,8 @@ struct State {
     keeps_versions: bool,
     /// Whether sweeping is denied.
     denies_sweep: bool,
+    /// Part of the names that are said to be removed, and stay.
+    stays: Option<&'static str>,
     /// Changes that still succeed; behind them everything fails, as after a kill.
     left: Option<u64>,
     /// Part of a name, and what happens just before the first change of such an object.
@@ -49,6 +51,7 @@ impl Memory {
             now: now.parse().unwrap(),
             keeps_versions: false,
             denies_sweep: false,
+            stays: None,
             left: None,
             accident: None,
             reading: None,
@@ -91,6 +94,14 @@ impl Memory {
     /// If a test has panicked while it used this.
     pub fn deny_sweep(&self) {
         self.state().denies_sweep = true;
+    }
+
+    /// Has it say of objects whose names contain `part` that they are removed, while they stay.
+    ///
+    /// # Panics
+    /// If a test has panicked while it used this.
+    pub fn lie_of_removing(&self, part: &'static str) {
+        self.state().stays = Some(part);
     }
 
     /// Has something happen just before the first change of an object whose name contains `part`.
@@ -243,6 +254,7 @@ impl Destination for Memory {
         };
         while let Some(name) = next() {
             match checked("remove", name).and_then(|()| state.change("remove", name)) {
+                Ok(()) if state.stays.is_some_and(|part| name.contains(part)) => {}
                 Ok(()) => drop(state.objects.remove(name)),
                 Err(error) => failed.push(error),
             }
