@@ -7,6 +7,7 @@ use std::ops::Range;
 use anyhow::Context;
 use bk_manifest::digest::Hasher;
 use bk_manifest::entry::{At, Entry};
+use bk_manifest::exit::Failure;
 use bk_manifest::sort::Sorter;
 use bk_manifest::spool::Entries;
 
@@ -40,12 +41,15 @@ pub struct Damage {
 }
 
 impl Damage {
-    fn unreadable(error: &(dyn std::error::Error + 'static)) -> Self {
-        let causes = std::iter::successors(error.source(), |error| error.source());
-        let detail = causes
-            .fold(format!("cannot be read: {error}"), |detail, cause| format!("{detail}: {cause}"));
-        let is_refused = Error::among(error).is_some_and(Error::is_refusal);
-        Damage { detail, is_refused }
+    /// # Errors
+    /// What must end the whole reading: a fault that has an exit code of its own and may pass.
+    fn unreadable(error: anyhow::Error) -> anyhow::Result<Self> {
+        let refusal = Error::among(error.as_ref()).filter(|error| error.is_refusal());
+        if refusal.is_some_and(|error| error.may_retry() && error.source.is::<Failure>()) {
+            return Err(error);
+        }
+        let is_refused = refusal.is_some();
+        Ok(Damage { detail: format!("cannot be read: {error:#}"), is_refused })
     }
 }
 
@@ -242,7 +246,7 @@ fn read_group<R: Receive>(
         let is_read = match open(source, group, entry)? {
             Ok(mut content) => deliver(entry, &mut content, None, receive)?,
             Err(error) => {
-                let damage = Damage::unreadable(error.as_ref());
+                let damage = Damage::unreadable(error)?;
                 deliver(entry, &mut io::empty(), Some(&damage), receive)?
             }
         };
@@ -279,8 +283,8 @@ fn read_shared<R: Receive>(
         })
     };
     let damage = match decode() {
-        Err(error) => Some(Damage::unreadable(error.as_ref())),
-        Ok(Err(error)) => Some(Damage::unreadable(&decrypt::damage(error)?)),
+        Err(error) => Some(Damage::unreadable(error)?),
+        Ok(Err(error)) => Some(Damage::unreadable(decrypt::damage(error)?.into())?),
         Ok(Ok(_)) => None,
     };
     if damage.is_some() {
@@ -343,7 +347,7 @@ fn deliver<R: Receive>(
                     .with_context(|| format!("cannot write '{}'", entry.path))?;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => break Some(Damage::unreadable(&decrypt::damage(error)?)),
+            Err(error) => break Some(Damage::unreadable(decrypt::damage(error)?.into())?),
         }
     };
     let is_read = damage.is_none();
