@@ -22,6 +22,8 @@ use run::{Run, Source};
 
 /// Memory for the order of reading; more goes through temporary files.
 const ORDER_BUDGET: usize = 16 << 20;
+/// Runs whose frames are decoded at once at most: each takes some eight megabytes.
+const DECODED_AT_ONCE: usize = 6;
 /// Runs that are read together: many, since the last of them are waited for.
 const BATCH_RUNS: usize = 1024;
 /// Files read together: any number of equal ones can lie in the same bytes.
@@ -219,15 +221,18 @@ fn parse(record: &[u8]) -> anyhow::Result<Record> {
 }
 
 fn read_batch<R: Receive>(objects: &Objects<'_>, batch: Batch, receive: &R) -> anyhow::Result<()> {
-    // They mostly wait: for the destination, or for where they go to.
-    let at_once = objects.at_once().max(rayon::current_num_threads());
-    parallel::try_map(at_once, batch.runs, |run| {
+    let read = |run: Run| {
         let mut source = Source::new(objects, &run);
         run.groups().iter().try_for_each(|group| {
             bk_manifest::signal::check()?;
             read_group(&mut source, group, receive)
         })
-    })?;
+    };
+    // They mostly wait: for the destination, or for where they go to.
+    let at_once = objects.at_once().max(rayon::current_num_threads());
+    let (whole, frames): (Vec<_>, Vec<_>) = batch.runs.into_iter().partition(Run::is_whole);
+    parallel::try_map(at_once.min(DECODED_AT_ONCE), frames, read)?;
+    parallel::try_map(at_once, whole, read)?;
     Ok(())
 }
 

@@ -25,6 +25,11 @@ impl Run {
         &self.0
     }
 
+    /// Whether it is an object that is one file.
+    pub(super) fn is_whole(&self) -> bool {
+        self.range().is_none()
+    }
+
     /// Takes a group that follows closely, or gives it back.
     pub(super) fn join(&mut self, group: Group) -> Option<Group> {
         let (Some((start, length)), Some((begin, end))) = (group.range, self.range()) else {
