@@ -139,6 +139,7 @@ fn a_store_that_is_lost_while_it_is_read_is_no_damage() {
         world.sandbox.run(step[0], &step[1..], &document).expect(code);
     }
     assert!(world.sandbox.path("back/small/19").exists());
+    std::fs::remove_dir_all(world.sandbox.path("back")).unwrap();
     assert_recovers(&world, 2);
 }
 
