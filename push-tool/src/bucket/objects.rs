@@ -14,13 +14,12 @@ use bk_manifest::scan::DESTINATION_MARKER;
 use bk_manifest::sort::{Sorter, pair, unpair};
 
 use super::{Bucket, Listed, describe};
+use crate::borders::MARKER_LIMIT;
 use crate::destination::ErrorKind;
 use crate::store::Marker;
 
 /// Memory for the order of the keys; more goes through temporary files.
 const ORDER_BUDGET: usize = 32 << 20;
-/// Bytes of a marker that are read: far more than any has.
-const MARKER_LIMIT: u64 = 64 << 10;
 /// Backup destinations in one bucket that are told apart.
 const DESTINATIONS_LIMIT: usize = 1000;
 
