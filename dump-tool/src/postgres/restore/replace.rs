@@ -1,5 +1,7 @@
 //! The usual way: a database is loaded beside the one that it is for, compared, and takes its place.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Context;
 use bk_manifest::exit::{Exit, Failure, classify, fail};
 use bk_manifest::progress::{Progress, human_bytes};
@@ -17,6 +19,11 @@ use super::space::Space;
 use super::swap::{Swap, reopening};
 use super::{Job, Way, compare, names, requirements};
 use crate::postgres::session::{identifier, literal};
+
+/// How long it is tried to drop what was loaded.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it is waited between two tries.
+const TICK: Duration = Duration::from_millis(100);
 
 /// What was found, and what will be done.
 pub(super) struct Replacement {
@@ -187,12 +194,21 @@ impl Replacement {
         Ok((attributes, exit))
     }
 
-    /// Drops what was loaded, also after we were told to stop.
+    /// Drops what was loaded, also after we were told to stop. A server whose disk is full may refuse any
+    /// statement that makes it put aside a page of that very database; it takes another page the next
+    /// time, so that trying again gets there.
     fn take_back(&self, beside: &Beside, job: &Job<'_>, progress: &dyn Progress) {
         let mut guard = self.guard.for_cleanup();
-        let dropped = beside::left_over(&mut guard, &job.name, &beside.name).and_then(|left| {
+        let mut drop_it = || {
+            let left = beside::left_over(&mut guard, &job.name, &beside.name)?;
             if left.contains(&beside.name) { beside.drop(&mut guard) } else { Ok(()) }
-        });
+        };
+        let since = Instant::now();
+        let mut dropped = drop_it();
+        while dropped.is_err() && since.elapsed() < PATIENCE {
+            std::thread::sleep(TICK);
+            dropped = drop_it();
+        }
         if let Err(error) = dropped {
             progress.warn(&format!(
                 "the unfinished database '{}' is still there, the next restore drops it: {error:#}",
