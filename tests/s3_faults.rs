@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::harness::{Ended, noise};
+use crate::keys::age_key;
 use crate::proxy::{Fault, Request};
 use crate::s3::{BUCKET, DEST, PREFIX, World};
 
@@ -141,6 +142,35 @@ fn a_store_that_is_lost_while_it_is_read_is_no_damage() {
     assert!(world.sandbox.path("back/small/19").exists());
     std::fs::remove_dir_all(world.sandbox.path("back")).unwrap();
     assert_recovers(&world, 2);
+}
+
+#[test]
+fn what_fails_for_a_while_in_an_encrypted_volume_does_not_lose_the_rest_of_it() {
+    let world = world();
+    let age = format!("age:{}", age_key(&world.sandbox, "key"));
+    for number in 0..6 {
+        world.sandbox.write(&format!("more/{number}"), noise(number, 2 << 20));
+    }
+    world.sandbox.try_back_up(&["--encrypt", &age, "--full"]).pop().unwrap().expect(0);
+    let document = world.sandbox.latest();
+    let fail_for_a_while = || {
+        world.proxy.clear();
+        // Its begin, to try the key; the whole of it, which is cut, and all tries to go on from there.
+        let is_volume = || is("GET", "files/000001.tar.zst.age");
+        world.proxy.on(is_volume(), 1, 1, Fault::CutAnswer(5 << 20));
+        world.proxy.on(is_volume(), 0, 3 * 4, Fault::Refuse(503, "SlowDown"));
+    };
+    fail_for_a_while();
+    let fetch = ["fetch", "--from", DEST, "--target", "back", "--identity", "key"];
+    let ended = world.sandbox.run("bk-push", &fetch, &document).expect(3);
+    assert!(world.proxy.faults_left().is_empty(), "{}", ended.stderr);
+    assert_eq!(ended.stderr.matches("lost: ").count(), 1, "{}", ended.stderr);
+    fail_for_a_while();
+    let verify = ["--from", DEST, "--level", "content", "--identity", "key"];
+    let ended = world.sandbox.run("bk-verify", &verify, &document).expect(22);
+    assert!(world.proxy.faults_left().is_empty(), "{}", ended.stderr);
+    assert!(ended.stderr.contains("SlowDown"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("damaged"), "{}", ended.stderr);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use bk_manifest::stream::Error as FormatError;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use crate::catalog::{Folders, needed_objects};
-use crate::destination::Destination;
+use crate::destination::{Destination, Error};
 use crate::encrypt::{Method, said};
 use crate::identity::{Identities, Opener};
 use crate::piped::{Piped, Step};
@@ -339,16 +339,18 @@ impl<'a> Objects<'a> {
             Ok(content) => content,
             Err(error) => return Ok(Err(error)),
         };
-        let opened = Arc::new(self.fill(object, content)?);
-        *held = Some(Arc::clone(&opened));
-        Ok(Ok(opened))
+        Ok(self.fill(object, content)?.map(|opened| {
+            let opened = Arc::new(opened);
+            *held = Some(Arc::clone(&opened));
+            opened
+        }))
     }
 
     fn fill(
         &self,
         object: &SealedObject,
         content: Box<dyn Read + Send + '_>,
-    ) -> anyhow::Result<Held> {
+    ) -> anyhow::Result<anyhow::Result<Held>> {
         let (name, shown) = (&object.name, self.temporary.display());
         let no_room = |why: String| {
             Failure::new(Exit::Failed, format!("cannot open '{name}' in '{shown}': {why}"))
@@ -378,12 +380,17 @@ impl<'a> Objects<'a> {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    fault = Some(damage(error)?.to_string());
+                    let error = anyhow::Error::from(damage(error)?);
+                    // What came before is worth keeping only if no more will ever come.
+                    if Error::among(error.as_ref()).is_some_and(Error::is_refusal) {
+                        return Ok(Err(error));
+                    }
+                    fault = Some(format!("{error:#}"));
                     break;
                 }
             }
         }
-        Ok(Held { name: name.to_owned(), file, length, fault })
+        Ok(Ok(Held { name: name.to_owned(), file, length, fault }))
     }
 }
 
