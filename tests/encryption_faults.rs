@@ -298,6 +298,24 @@ fn no_room_for_an_opened_object_is_told_and_no_damage() {
 }
 
 #[test]
+fn one_file_of_an_encrypted_object_takes_no_room_whatever_is_read_behind_it() {
+    let (sandbox, age) = sandbox();
+    sandbox.write("clear/g", noise(2, 1 << 20));
+    sandbox.write("sealed/f", noise(3, 6 << 20));
+    let mut pipe = sandbox.run("bk-manifest", &["new", "--app", "app"], b"").ok().stdout;
+    for (component, root) in [("aa", "src/sealed"), ("bb", "src/clear")] {
+        let add = ["add", "--component", component, "--as", component, "--root", root];
+        pipe = sandbox.run("bk-manifest", &add, &pipe).ok().stdout;
+    }
+    let push = ["--to", "dest", "--encrypt", &format!("aa={age}")];
+    let document = sandbox.run("bk-push", &push, &pipe).expect(0).stdout;
+    fs::write(sandbox.path("document"), document).unwrap();
+    let script =
+        "TMPDIR=small bk-verify --from dest --level content --identity key < document > out";
+    with_small_disk(&sandbox, 2000, script).expect(0);
+}
+
+#[test]
 fn a_program_that_dies_while_it_opens_an_object_is_no_damage() {
     let (mut sandbox, age) = sandbox();
     sandbox.write("g", noise(7, 1 << 20));

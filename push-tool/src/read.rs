@@ -28,8 +28,9 @@ const DECODED_AT_ONCE: usize = 6;
 const BATCH_RUNS: usize = 1024;
 /// Files read together: any number of equal ones can lie in the same bytes.
 const BATCH_ENTRIES: usize = 16 << 10;
-/// Most that is decoded in memory for the files that share their frames, in bytes.
-const SHARED_LIMIT: u64 = 16 << 20;
+/// Most that is decoded in memory for the files that share their frames, in bytes: more than a frame of
+/// small files holds.
+const SHARED_LIMIT: u64 = 4 << 20;
 /// The same for one object that is several files, of which many may be read at once.
 const SHARED_WHOLE_LIMIT: u64 = 1 << 20;
 
@@ -125,9 +126,9 @@ impl Batch {
     /// The one file that is read of an encrypted object needs no copy of that.
     fn stream_last(&mut self, sealed: Option<&(String, u64)>) {
         let Some((object, 1)) = sealed else { return };
-        if let Some(group) = self.runs.last_mut().and_then(Run::last)
-            && group.object == *object
-        {
+        // What follows may be of other objects, which are not encrypted.
+        let mut groups = self.runs.iter_mut().rev().filter_map(Run::last);
+        if let Some(group) = groups.find(|group| group.object == *object) {
             group.is_streamed = group.entries.len() == 1;
         }
     }
@@ -275,7 +276,8 @@ fn read_shared<R: Receive>(
     receive: &R,
 ) -> anyhow::Result<()> {
     let Some(first) = group.entries.first() else { return Ok(()) };
-    let mut decoded = Vec::new();
+    // Grown step by step it would take twice as much.
+    let mut decoded = Vec::with_capacity(usize::try_from(length)?);
     let stored = source.open(group, first)?;
     let decode = || -> anyhow::Result<io::Result<usize>> {
         let stored = stored?;

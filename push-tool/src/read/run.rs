@@ -118,6 +118,9 @@ impl Read for Section<'_, '_> {
     fn read(&mut self, output: &mut [u8]) -> io::Result<usize> {
         let due = usize::try_from(self.end.saturating_sub(*self.place)).unwrap_or(usize::MAX);
         let due = due.min(output.len());
+        if due == 0 {
+            return Ok(0);
+        }
         let read = self.reader.read(output.get_mut(..due).unwrap_or_default())?;
         *self.place += read as u64;
         Ok(read)
