@@ -1,7 +1,7 @@
 //! Being stopped: a signal sets a flag, long work looks at it, the tool cleans up and then dies of
 //! that signal, so that the shell sees it.
 
-use std::io::{self, PipeReader};
+use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -12,8 +12,9 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 static CAUGHT: std::sync::LazyLock<Arc<AtomicUsize>> =
     std::sync::LazyLock::new(|| Arc::new(AtomicUsize::new(0)));
 
-/// Nobody reads it: once a signal has arrived, something is there to be read, for ever.
-static ARRIVAL: OnceLock<PipeReader> = OnceLock::new();
+/// Nobody reads it: once a signal has arrived, something is there to be read, for ever. Before that there
+/// must be nothing, not even its end: so one who could write is kept, also if all signals are ignored.
+static ARRIVAL: OnceLock<(PipeReader, PipeWriter)> = OnceLock::new();
 
 /// The process was told to stop.
 #[derive(Debug, thiserror::Error)]
@@ -26,13 +27,19 @@ pub struct Stopped(pub usize);
 /// # Errors
 /// If the system refuses the handler.
 pub fn install() -> io::Result<()> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let heeded =
+        [SIGHUP, SIGINT, SIGTERM].into_iter().filter(|signal| !is_ignored(&status, *signal));
+    // Who calls this twice has the first one rung, too.
+    let _ = ARRIVAL.set(heed(heeded)?);
+    Ok(())
+}
+
+/// Has these signals set the flag, and ring.
+fn heed(signals: impl Iterator<Item = i32>) -> io::Result<(PipeReader, PipeWriter)> {
     let (arrival, ring) = io::pipe()?;
     let is_second = Arc::new(AtomicBool::new(false));
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    for signal in [SIGHUP, SIGINT, SIGTERM] {
-        if is_ignored(&status, signal) {
-            continue;
-        }
+    for signal in signals {
         signal_hook::flag::register_conditional_default(signal, Arc::clone(&is_second))?;
         signal_hook::flag::register(signal, Arc::clone(&is_second))?;
         let number = usize::try_from(signal).unwrap_or_default();
@@ -40,9 +47,7 @@ pub fn install() -> io::Result<()> {
         // Behind the flag: whom it wakes finds that set.
         signal_hook::low_level::pipe::register(signal, ring.try_clone()?)?;
     }
-    // Who calls this twice has the first one rung, too.
-    let _ = ARRIVAL.set(arrival);
-    Ok(())
+    Ok((arrival, ring))
 }
 
 /// Whether a process ignores a signal, by what `/proc/PID/status` says of it (proc(5)): `SigIgn`, in hex, has
@@ -60,7 +65,7 @@ pub fn caught() -> Option<usize> {
 
 /// What becomes readable when a signal arrives, for whom sleeps in `poll`.
 pub(crate) fn arrival() -> Option<BorrowedFd<'static>> {
-    ARRIVAL.get().map(AsFd::as_fd)
+    ARRIVAL.get().map(|(arrival, _)| arrival.as_fd())
 }
 
 /// Called in every long loop.
@@ -85,6 +90,14 @@ pub(crate) fn die_of(signal: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_is_woken_where_all_signals_are_ignored() {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let (arrival, _ring) = heed(std::iter::empty()).unwrap();
+        let mut wake = [PollFd::new(&arrival, PollFlags::IN)];
+        assert_eq!(poll(&mut wake, Some(&Timespec::default())).unwrap(), 0);
+    }
 
     #[test]
     fn ignored_signals_are_told_by_their_bits() {
