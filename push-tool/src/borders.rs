@@ -4,17 +4,13 @@
 //! it is read, and what they fence off is left out once all are known.
 
 use std::collections::BTreeSet;
-use std::io;
 
 use anyhow::Context;
 
 use crate::destination::{Destination, ErrorKind, ObjectInfo};
 use crate::parallel;
 use crate::place::{MARKER, OWN_FOLDER, parent};
-use crate::store::Marker;
-
-/// Largest marker that is read, in bytes.
-pub(crate) const MARKER_LIMIT: u64 = 1 << 16;
+use crate::store::{MARKER_LIMIT, Marker};
 
 /// Objects of a listing that have the name of a marker, in folders below the root.
 #[derive(Debug, Default)]
@@ -38,8 +34,7 @@ impl Candidates {
         }
     }
 
-    /// Reads them: only a marker that says what one of ours says makes a destination, for whoever may
-    /// put a file of that name must not hide backups by it.
+    /// Reads them: only one that holds a marker makes a destination.
     pub fn confirm(self, destination: &dyn Destination) -> Borders {
         let read = parallel::map(destination.at_once(), self.0, |object| {
             let marker = is_marker(destination, &object.name);
@@ -58,15 +53,15 @@ impl Candidates {
     }
 }
 
-fn is_marker(destination: &dyn Destination, name: &str) -> anyhow::Result<bool> {
-    let reader = match destination.read(name, Some(0..MARKER_LIMIT)) {
-        // Gone since the listing.
-        Err(error) if error.kind == ErrorKind::NotFound => return Ok(false),
-        reader => reader?,
-    };
-    let mut bytes = Vec::new();
-    io::copy(&mut { reader }, &mut bytes).with_context(|| format!("cannot read '{name}'"))?;
-    Ok(serde_json::from_slice::<Marker>(&bytes).is_ok())
+/// Whether an object of that name is there, and holds what a marker does.
+///
+/// # Errors
+/// Those of the destination.
+pub(crate) fn is_marker(destination: &dyn Destination, name: &str) -> anyhow::Result<bool> {
+    match destination.read(name, Some(0..MARKER_LIMIT)) {
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
+        reader => Marker::is_in(reader?).with_context(|| format!("cannot read '{name}'")),
+    }
 }
 
 impl Borders {

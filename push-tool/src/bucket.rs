@@ -84,13 +84,19 @@ pub trait Bucket: Send + Sync {
     fn describe(&self) -> String;
 
     /// The backup destination that it lies in, by its name, if there is one that may be looked at.
-    fn destination_above(&self) -> Result<Option<String>>;
+    fn destination_above(&self) -> anyhow::Result<Option<String>>;
 
     /// All objects, as a stream, in any order. A change meanwhile may show one twice.
     ///
     /// # Errors
     /// Access denied, no such bucket ([`Exit::NotFound`]).
     fn list(&self) -> Result<Listing<'_>>;
+
+    /// What an object has beside its content, which is not read; `None` if there is no object.
+    ///
+    /// # Errors
+    /// Access denied.
+    fn attributes(&self, key: &str) -> Result<Option<Attributes>>;
 
     /// Begins to read an object; only one with this entity tag, if one is given.
     ///

@@ -66,14 +66,7 @@ impl Error {
         storing: impl FnOnce() -> String,
     ) -> anyhow::Error {
         let error = error.into();
-        let is_named = |cause: &(dyn std::error::Error + 'static)| {
-            // An I/O error hides what it is made of.
-            match cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
-                Some(inner) => inner.is::<Error>(),
-                None => cause.is::<Error>(),
-            }
-        };
-        if error.chain().any(is_named) { error } else { error.context(storing()) }
+        if Error::among(error.as_ref()).is_some() { error } else { error.context(storing()) }
     }
 
     /// Whether trying the same again may help.
@@ -84,6 +77,11 @@ impl Error {
     /// Whether the destination does not let the object be judged: what it holds is not known.
     pub fn is_refusal(&self) -> bool {
         matches!(self.kind, ErrorKind::Denied | ErrorKind::Transient)
+    }
+
+    /// Whether one object is there and not to be read, whatever else is.
+    pub fn is_withheld(&self) -> bool {
+        matches!(self.kind, ErrorKind::Denied | ErrorKind::Archived)
     }
 
     /// The destination's error among an error and its causes, also inside of an [`std::io::Error`].

@@ -29,6 +29,7 @@ use bk_manifest::time::Time;
 use reqwest::Method;
 
 use crate::access::Access;
+use crate::borders::is_marker;
 use crate::destination::{
     Change, Created, Destination, Error, ErrorKind, Listing, ObjectInfo, Result, Upload,
 };
@@ -68,13 +69,17 @@ impl S3 {
     /// [`Exit::Usage`] for variables that are malformed.
     pub fn open(bucket: &str, prefix: &str, access: &Access) -> anyhow::Result<Self> {
         let client = Client::new(Settings::read(bucket, access)?)?;
-        Ok(S3 {
-            client: Arc::new(client),
+        Ok(S3::at(Arc::new(client), &format!("s3://{bucket}"), prefix))
+    }
+
+    fn at(client: Arc<Client>, bucket: &str, prefix: &str) -> Self {
+        S3 {
+            client,
             prefix: prefix.to_owned(),
-            place: format!("s3://{}", join(bucket, prefix).trim_end_matches('/')),
+            place: join(bucket, prefix).trim_end_matches('/').to_owned(),
             abilities: OnceLock::new(),
             one: Mutex::new(()),
-        })
+        }
     }
 
     /// The key of an object.
@@ -136,18 +141,17 @@ impl S3 {
     ///
     /// # Errors
     /// Those of the store.
-    pub fn destination_above(&self) -> Result<Option<String>> {
+    pub fn destination_above(&self) -> anyhow::Result<Option<String>> {
         let bucket = self.place.strip_suffix(&self.prefix).unwrap_or(&self.place);
-        let bucket = bucket.trim_end_matches('/');
         let mut above = self.prefix.as_str();
         while !above.is_empty() {
             above = parent(above);
-            match self.head(&join(above, MARKER)) {
-                Ok(Some(_)) if above.is_empty() => return Ok(Some(bucket.to_owned())),
-                Ok(Some(_)) => return Ok(Some(join(bucket, above))),
-                Ok(None) => {}
-                Err(fault) if fault.kind() == ErrorKind::Denied => {}
-                Err(fault) => return Err(self.error("look at", &join(above, MARKER), fault)),
+            let there = S3::at(Arc::clone(&self.client), bucket.trim_end_matches('/'), above);
+            match is_marker(&there, MARKER) {
+                Ok(true) => return Ok(Some(there.place)),
+                Ok(false) => {}
+                Err(error) if Error::among(error.as_ref()).is_some_and(Error::is_withheld) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(None)

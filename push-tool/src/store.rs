@@ -1,6 +1,7 @@
 //! A destination that was marked as one: opened by the name that a user gives.
 
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +12,6 @@ use bk_manifest::path::escape;
 use serde::{Deserialize, Serialize};
 
 use crate::access::Access;
-use crate::borders::MARKER_LIMIT;
 use crate::destination::{Created, Destination, ErrorKind};
 use crate::local::{FOLDER_MODE, Local};
 use crate::location::Location;
@@ -22,6 +22,9 @@ use crate::s3::S3;
 /// How long a mark must have stood before prune deletes, unless `init` said otherwise.
 pub const DEFAULT_GRACE: Duration = Duration::from_hours(24);
 
+/// Largest marker that is read, in bytes.
+pub(crate) const MARKER_LIMIT: u64 = 1 << 16;
+
 /// What the marker of a destination holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marker {
@@ -29,6 +32,19 @@ pub struct Marker {
     pub id: String,
     /// Seconds between prune's mark and its deletion.
     pub grace_seconds: u64,
+}
+
+impl Marker {
+    /// Whether something that is called as a marker holds one: whoever may choose the name of a file must
+    /// not hide backups by it.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub(crate) fn is_in(content: impl Read) -> io::Result<bool> {
+        let mut text = Vec::new();
+        content.take(MARKER_LIMIT).read_to_end(&mut text)?;
+        Ok(serde_json::from_slice::<Marker>(&text).is_ok())
+    }
 }
 
 /// An open destination and its marker.
@@ -62,9 +78,9 @@ impl Store {
     ) -> anyhow::Result<(Box<dyn Destination>, Option<Marker>)> {
         let destination = connect(&Location::parse(name)?, access)?;
         let text = match destination.read(MARKER, Some(0..MARKER_LIMIT)) {
-            Ok(marker) => Some(
-                std::io::read_to_string(marker).context("cannot read the destination's marker")?,
-            ),
+            Ok(marker) => {
+                Some(io::read_to_string(marker).context("cannot read the destination's marker")?)
+            }
             Err(error) if error.kind == ErrorKind::NotFound => None,
             Err(error) => return Err(error.into()),
         };
@@ -128,6 +144,7 @@ fn refuse_inside(name: &str, location: &Location, access: &Access) -> anyhow::Re
     let Some(above) = above else { return Ok(()) };
     let name = escape(name.as_bytes());
     Err(Failure::new(Exit::Usage, format!("'{name}' lies in the backup destination '{above}'"))
+        .hint(format!("that is one by its '{MARKER}'"))
         .hint("several applications share one destination; or take a place beside it")
         .into())
 }
@@ -142,7 +159,9 @@ fn destination_above(path: &Path) -> Option<String> {
     let path = std::fs::canonicalize(path)
         .or_else(|_| std::fs::canonicalize(parent.unwrap_or(Path::new("."))))
         .ok()?;
-    let above = path.ancestors().find(|above| above.join(MARKER).exists())?;
+    let is_destination =
+        |above: &&Path| File::open(above.join(MARKER)).and_then(Marker::is_in).unwrap_or(false);
+    let above = path.ancestors().find(is_destination)?;
     Some(above.display().to_string())
 }
 
@@ -198,6 +217,9 @@ mod tests {
         }
         // What is there already goes on.
         init(&inner).unwrap();
+        // A file of that name makes no destination.
+        File::create(outer.join(MARKER)).unwrap();
+        init(&outer.join("new")).unwrap();
     }
 
     #[test]
@@ -212,6 +234,10 @@ mod tests {
         init("a").unwrap();
         init("a/b").unwrap();
         init("ab").unwrap();
+        // An object of that name makes no destination.
+        let x = S3::open(server.bucket_name(), "x", &server.access(&[])).unwrap();
+        x.create(MARKER, b"not ours").unwrap();
+        init("x/y").unwrap();
     }
 
     #[test]

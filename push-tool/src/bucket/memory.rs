@@ -171,7 +171,7 @@ impl Bucket for MemoryBucket {
         "s3://memory".into()
     }
 
-    fn destination_above(&self) -> Result<Option<String>> {
+    fn destination_above(&self) -> anyhow::Result<Option<String>> {
         Ok(self.state().destination_above.clone())
     }
 
@@ -180,6 +180,15 @@ impl Bucket for MemoryBucket {
         let objects = state.objects.iter().map(|(key, object)| object.listed(key));
         let all: Vec<_> = objects.chain(state.listed_too.iter().cloned()).map(Ok).collect();
         Ok(Box::new(all.into_iter()))
+    }
+
+    fn attributes(&self, key: &str) -> Result<Option<Attributes>> {
+        let state = match self.check("look at", key) {
+            // It may be looked at.
+            Err(error) if error.kind == ErrorKind::Archived => self.state(),
+            state => state?,
+        };
+        Ok(state.objects.get(key).map(|object| object.attributes.clone()))
     }
 
     fn get(&self, key: &str, etag: Option<&str>) -> Result<Content<'_>> {

@@ -19,7 +19,7 @@ use super::strangers::Strangers;
 use super::{Attributes, Bucket, KIND, etag};
 use crate::catalog::Folders;
 use crate::decrypt::{self, Sealed};
-use crate::destination::ErrorKind;
+use crate::destination::Error;
 use crate::fetch::find;
 use crate::identity::Identities;
 use crate::parallel;
@@ -181,6 +181,9 @@ struct Counts {
     bytes: u64,
     replaced: u64,
     same: u64,
+    /// Those among them of which only the content is known, and why of one.
+    hidden: u64,
+    why_hidden: Option<Error>,
     /// Objects whose keys no backup can hold.
     unnameable: u64,
 }
@@ -267,15 +270,22 @@ impl<'a> Work<'a> {
     /// Looks at the doubtful ones: whoever stored them may have changed what they have beside their content.
     fn look(&mut self) -> anyhow::Result<()> {
         let (bucket, prefix) = (self.bucket, &self.prefix);
-        let look = |(place, entry): (u64, Entry)| -> anyhow::Result<(bool, u64, Entry)> {
+        let look = |(place, entry): (u64, Entry)| -> anyhow::Result<_> {
             bk_manifest::signal::check()?;
-            Ok((has_attributes(bucket, &key(&entry, prefix)?, &entry)?, place, entry))
+            Ok((bucket.attributes(&key(&entry, prefix)?), place, entry))
         };
         let looked = parallel::map(IN_FLIGHT, std::mem::take(&mut self.doubtful), look);
         for looked in looked {
-            match looked? {
-                (true, ..) => self.counts.same += 1,
-                (false, place, entry) => self.put(place, &entry, true)?,
+            let (found, place, entry) = looked?;
+            match found {
+                Ok(Some(found)) if found == Attributes::recorded(&entry) => self.counts.same += 1,
+                Ok(_) => self.put(place, &entry, true)?,
+                Err(error) if error.is_withheld() => {
+                    self.counts.same += 1;
+                    self.counts.hidden += 1;
+                    self.counts.why_hidden.get_or_insert(error);
+                }
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
@@ -300,25 +310,22 @@ fn is_same(entry: &Entry, there: &Entry) -> bool {
         && etag(entry) == etag(there)
 }
 
-/// Whether an object has the attributes that an entry records.
-fn has_attributes(bucket: &dyn Bucket, key: &str, entry: &Entry) -> anyhow::Result<bool> {
-    match bucket.get(key, None) {
-        Ok(content) => Ok(content.attributes == Attributes::recorded(entry)),
-        Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
 impl Counts {
-    fn tell(&self, would: &str, bucket: &dyn Bucket, progress: &dyn Progress) {
-        let Counts { put, bytes, replaced, same, unnameable } = self;
+    fn tell(self, would: &str, bucket: &dyn Bucket, progress: &dyn Progress) {
+        let Counts { put, bytes, replaced, same, hidden, why_hidden, unnameable } = self;
         progress.note(&format!(
             "{put} objects {would}put into '{}', {}; {replaced} of them replace another, {same} \
              were there",
             bucket.describe(),
-            human_bytes(*bytes)
+            human_bytes(bytes)
         ));
-        if *unnameable > 0 {
+        if let Some(error) = why_hidden {
+            progress.warn(&format!(
+                "{hidden} objects with the same content were left, whatever metadata they have: {:#}",
+                anyhow::Error::from(error)
+            ));
+        }
+        if unnameable > 0 {
             progress.warn(&format!("{unnameable} objects there have keys that no backup can hold"));
         }
     }

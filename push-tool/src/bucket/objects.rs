@@ -1,11 +1,10 @@
 //! What a bucket holds, as entries in the order of paths.
 
 use std::collections::BTreeSet;
-use std::io::Read;
 
 use anyhow::Context;
 use bk_manifest::entry::{Entry, Kind};
-use bk_manifest::exit::{Exit, Failure, fail};
+use bk_manifest::exit::{Exit, Failure};
 use bk_manifest::left_out::{LeftOut, Reason};
 use bk_manifest::manifest::is_within;
 use bk_manifest::path::{RelPath, escape};
@@ -14,7 +13,6 @@ use bk_manifest::scan::DESTINATION_MARKER;
 use bk_manifest::sort::{Sorter, pair, unpair};
 
 use super::{Bucket, Listed, describe};
-use crate::borders::MARKER_LIMIT;
 use crate::destination::ErrorKind;
 use crate::store::Marker;
 
@@ -23,21 +21,16 @@ const ORDER_BUDGET: usize = 32 << 20;
 /// Backup destinations in one bucket that are told apart.
 const DESTINATIONS_LIMIT: usize = 1000;
 
-/// Whether an object is a destination's marker: by what it holds, for anybody who may store an object can
-/// choose its name.
+/// Whether an object is a destination's marker, by what it holds.
 fn is_marker(bucket: &dyn Bucket, key: &str) -> anyhow::Result<bool> {
     let content = match bucket.get(key, None) {
         Ok(content) => content,
         // What becomes of it is told when it is to be read as any other.
-        Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Denied) => {
-            return Ok(false);
-        }
+        Err(error) if error.kind == ErrorKind::NotFound || error.is_withheld() => return Ok(false),
         Err(error) => return Err(error.into()),
     };
-    let mut text = Vec::new();
-    let read = content.bytes.take(MARKER_LIMIT).read_to_end(&mut text);
-    read.with_context(|| format!("cannot read '{}'", escape(key.as_bytes())))?;
-    Ok(serde_json::from_slice::<Marker>(&text).is_ok())
+    Marker::is_in(content.bytes)
+        .with_context(|| format!("cannot read '{}'", escape(key.as_bytes())))
 }
 
 /// What a bucket holds, on the way into the order of paths.
@@ -67,7 +60,9 @@ impl Objects {
         if let Some(above) = bucket.destination_above()? {
             let message =
                 format!("'{}' lies in the backup destination '{above}'", bucket.describe());
-            return Err(fail(Exit::Usage, message));
+            return Err(Failure::new(Exit::Usage, message)
+                .hint(format!("that is one by its '{DESTINATION_MARKER}'"))
+                .into());
         }
         progress.begin("listing", None);
         for listed in bucket.list()? {

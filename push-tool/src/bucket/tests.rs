@@ -410,8 +410,12 @@ impl Bucket for Many {
         "s3://many".into()
     }
 
-    fn destination_above(&self) -> crate::destination::Result<Option<String>> {
+    fn destination_above(&self) -> anyhow::Result<Option<String>> {
         Ok(None)
+    }
+
+    fn attributes(&self, _: &str) -> crate::destination::Result<Option<Attributes>> {
+        unreachable!("nothing is looked at")
     }
 
     fn list(&self) -> crate::destination::Result<super::Listing<'_>> {

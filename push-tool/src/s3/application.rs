@@ -71,8 +71,17 @@ impl Bucket for ApplicationBucket {
         self.0.place.clone()
     }
 
-    fn destination_above(&self) -> Result<Option<String>> {
-        self.0.destination_above().map_err(of_a_source)
+    fn destination_above(&self) -> anyhow::Result<Option<String>> {
+        self.0.destination_above().map_err(|error| match error.downcast() {
+            Ok(error) => of_a_source(error).into(),
+            Err(error) => error,
+        })
+    }
+
+    fn attributes(&self, key: &str) -> Result<Option<Attributes>> {
+        let head = self.key(key).and_then(|whole| self.0.head(&whole));
+        let head = head.map_err(|fault| self.error("look at", key, fault))?;
+        Ok(head.map(|head| attributes(&head.headers)))
     }
 
     fn list(&self) -> Result<Listing<'_>> {

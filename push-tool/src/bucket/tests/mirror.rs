@@ -132,6 +132,23 @@ fn attributes_that_were_changed_since_are_put_back() {
 }
 
 #[test]
+fn objects_that_need_no_restoring_and_cannot_be_looked_at_stop_no_other() {
+    use crate::destination::ErrorKind;
+    let bucket = documents();
+    let stored = Stored::of(&bucket);
+    for kind in [ErrorKind::Denied, ErrorKind::Archived] {
+        let same = documents().object("a/b").unwrap();
+        bucket.store("a/b", Object { modified: Object::new(b"", 99).modified, ..same });
+        bucket.refuse("a/b", kind);
+        bucket.remove("a!");
+        let gets = bucket.gets();
+        assert_eq!(stored.mirror(&bucket, &["into"], &[]).unwrap(), Exit::Done, "{kind:?}");
+        assert!(bucket.object("a!").is_some(), "{kind:?}");
+        assert_eq!(bucket.gets(), gets, "nothing of a bucket is read to write to it");
+    }
+}
+
+#[test]
 fn some_paths_come_back_alone() {
     let stored = Stored::of(&documents());
     let target = MemoryBucket::default();

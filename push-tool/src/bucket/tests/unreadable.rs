@@ -137,6 +137,20 @@ fn objects_in_an_archive_are_left_out_however_many() {
 }
 
 #[test]
+fn what_may_be_a_marker_and_cannot_be_read_is_an_object_like_any_other() {
+    for kind in [ErrorKind::Archived, ErrorKind::Denied] {
+        let (bucket, memory) = (MemoryBucket::default(), memory());
+        for key in ["a/x", "a/.bk-destination", "b"] {
+            bucket.store(key, Object::new(b"x", 1));
+        }
+        bucket.refuse("a/.bk-destination", kind);
+        let (_, document) = added(&begun(1, None, Vec::new()), &bucket).unwrap();
+        let (exit, stored) = pushed(&document, &bucket, &memory).unwrap();
+        assert_eq!((exit, entries(&stored).0.len()), (Exit::Partial, 2), "{kind:?}");
+    }
+}
+
+#[test]
 fn a_bucket_that_may_not_be_listed_ends_no_document() {
     let bucket = MemoryBucket::default();
     bucket.deny("");
