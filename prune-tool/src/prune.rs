@@ -304,9 +304,9 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_may_not_sweep_are_warned_of_and_cost_no_outcome() {
+    fn a_sweep_that_fails_is_a_warning_and_costs_no_outcome() {
         let (store, _) = chain();
-        store.deny_sweep();
+        store.fail_sweep();
         run(&store, last(1)).unwrap();
         store.advance(GRACE);
         let warnings = Warnings::default();

@@ -54,13 +54,11 @@ pub fn carry_out(
     delete_names(destination, &deletion.objects)?;
     delete_names(destination, &deletion.pieces)?;
     delete(destination, &deletion.marks)?;
-    match destination.sweep(survey.now.before(grace.max(SWEEP_AFTER))) {
+    if let Err(error) = destination.sweep(survey.now.before(grace.max(SWEEP_AFTER))) {
+        bk_manifest::signal::check()?;
         // Everything else is done, and no backup hangs on it.
-        Err(error) if error.kind == ErrorKind::Denied => {
-            let error = anyhow::Error::from(error);
-            progress.warn(&format!("what dead uploads left stays there: {error:#}"));
-        }
-        swept => drop(swept?),
+        let error = anyhow::Error::from(error);
+        progress.warn(&format!("what dead uploads left stays there: {error:#}"));
     }
     Ok(())
 }

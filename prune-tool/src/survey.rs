@@ -102,7 +102,7 @@ impl Survey {
             };
             let message = format!("cannot tell what '{name}'{more} needs: {error:#}");
             return Err(Failure::new(Exit::Malformed, message)
-                .hint("nothing is removed while a manifest cannot be read")
+                .hint("nothing is removed while a manifest, or what may fence off one, cannot be read")
                 .hint("repair it, or move it out of the destination if that backup is given up")
                 .into());
         }

@@ -22,8 +22,8 @@ struct State {
     now: Time,
     /// Whether what is removed is said to be kept as an old version.
     keeps_versions: bool,
-    /// Whether sweeping is denied.
-    denies_sweep: bool,
+    /// Whether sweeping fails.
+    fails_sweep: bool,
     /// Part of the names that are said to be removed, and stay.
     stays: Option<&'static str>,
     /// Changes that still succeed; behind them everything fails, as after a kill.
@@ -50,7 +50,7 @@ impl Memory {
             objects: BTreeMap::new(),
             now: now.parse().unwrap(),
             keeps_versions: false,
-            denies_sweep: false,
+            fails_sweep: false,
             stays: None,
             left: None,
             accident: None,
@@ -88,12 +88,12 @@ impl Memory {
         self.state().keeps_versions = true;
     }
 
-    /// Has it refuse to sweep.
+    /// Has its sweep fail.
     ///
     /// # Panics
     /// If a test has panicked while it used this.
-    pub fn deny_sweep(&self) {
-        self.state().denies_sweep = true;
+    pub fn fail_sweep(&self) {
+        self.state().fails_sweep = true;
     }
 
     /// Has it say of objects whose names contain `part` that they are removed, while they stay.
@@ -267,8 +267,8 @@ impl Destination for Memory {
     }
 
     fn sweep(&self, _: Time) -> Result<u64> {
-        if self.state().denies_sweep {
-            return Err(error(ErrorKind::Denied, "sweep", ""));
+        if self.state().fails_sweep {
+            return Err(error(ErrorKind::Other, "sweep", ""));
         }
         Ok(0)
     }

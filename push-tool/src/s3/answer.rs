@@ -133,6 +133,8 @@ pub(super) struct UploadPage {
     #[serde(default)]
     pub(super) upload: Vec<UploadListed>,
     pub(super) encoding_type: Option<String>,
+    /// Some stores leave it out; what is missed only takes space.
+    #[serde(default)]
     pub(super) is_truncated: bool,
     pub(super) next_key_marker: Option<String>,
     pub(super) next_upload_id_marker: Option<String>,

@@ -20,7 +20,7 @@ pub(super) fn limits(s3: &S3) -> Vec<String> {
     }
     limits.extend(ask(s3, "lifecycle").map(|rules| of_lifecycle(s3, &rules)).unwrap_or_default());
     limits.extend(ask(s3, "object-lock").and_then(|lock: ObjectLock| of_lock(&lock)));
-    if keeps_versions(s3) {
+    if versioning(s3).is_some() {
         limits.push(
             "the bucket keeps old versions: what prune removes goes on taking space until a \
              lifecycle rule for noncurrent versions removes it"
@@ -30,9 +30,15 @@ pub(super) fn limits(s3: &S3) -> Vec<String> {
     limits
 }
 
-/// Whether old versions are kept, of all objects or of those from before that was suspended.
+/// Whether what is removed stays as an old version. Where that was suspended, only what was stored before
+/// does.
 pub(super) fn keeps_versions(s3: &S3) -> bool {
-    ask(s3, "versioning").is_some_and(|state: Versioning| state.status.is_some())
+    versioning(s3).as_deref() == Some("Enabled")
+}
+
+/// The state of versioning, of a bucket that has ever had it.
+fn versioning(s3: &S3) -> Option<String> {
+    ask(s3, "versioning").and_then(|versioning: Versioning| versioning.status)
 }
 
 fn ask<T: Form>(s3: &S3, what: &'static str) -> Option<T> {

@@ -317,8 +317,8 @@ impl Bucket {
             last = Some((id, encode(&upload.key)));
         }
         let last = last.filter(|_| found.next().is_some());
-        let _ = write!(body, "<IsTruncated>{}</IsTruncated>", last.is_some());
         if let Some((id, key)) = last {
+            body.push_str("<IsTruncated>true</IsTruncated>");
             let _ = write!(
                 body,
                 "<NextKeyMarker>{key}</NextKeyMarker><NextUploadIdMarker>{id}</NextUploadIdMarker>"

@@ -219,6 +219,9 @@ fn rules_that_endanger_backups_are_told() {
     let versions = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
     assert!(rules("versioning", versions)[0].contains("old versions"));
     assert!(s3.keeps_versions());
+    // What was stored since then is really removed.
+    assert!(!rules("versioning", &versions.replace("Enabled", "Suspended")).is_empty());
+    assert!(!s3.keeps_versions());
     assert!(rules("versioning", "<VersioningConfiguration/>").is_empty());
     assert!(!s3.keeps_versions());
     // Keys that may not ask learn nothing.
