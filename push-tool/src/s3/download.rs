@@ -111,10 +111,10 @@ impl<'a> Download<'a> {
 
     /// Gets the next piece; `false` at the end.
     fn next_piece(&mut self) -> Result<bool, Fault> {
-        if self.position >= self.end {
-            return Ok(false);
-        }
         loop {
+            if self.position >= self.end {
+                return Ok(false);
+            }
             let got = match &mut self.response {
                 Some(response) => self.s3.client.piece(response, &mut self.piece),
                 None => match self.resume() {
@@ -161,7 +161,14 @@ impl<'a> Download<'a> {
         if let Some(etag) = &self.etag {
             request = request.header("if-match", etag.clone());
         }
-        let response = self.s3.client.open(&request)?;
+        let response = match self.s3.client.open(&request) {
+            // It was cut behind the last byte.
+            Err(Fault::Refused { status: 416, .. }) if !self.is_end_said => {
+                self.end = self.position;
+                return Ok(());
+            }
+            response => response?,
+        };
         let extent = Extent::of(&response)?;
         if extent.start != self.position || text(response.headers(), ETAG.as_str()) != self.etag {
             return Err(Fault::Odd("it is of another range or object".into()));

@@ -110,7 +110,7 @@ impl Reply {
                 write!(output, "{length:x}\r\n")?;
             }
             output.write_all(&self.body[..length.min(most)])?;
-            if is_chunked && most >= length {
+            if is_chunked && most > length {
                 output.write_all(b"\r\n0\r\n\r\n")?;
             }
         }

@@ -251,7 +251,7 @@ impl Shared {
                 input.get_mut().write_all(&bytes)?;
                 input.get_mut().flush()?;
             }
-            if reply.is_none_or(|reply| most < reply.body.len()) {
+            if reply.is_none_or(|reply| most <= reply.body.len()) {
                 connection.shutdown(Shutdown::Both)?;
                 break;
             }

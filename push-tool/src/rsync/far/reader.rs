@@ -9,6 +9,9 @@ use crate::rsync::fault::Fault;
 use crate::rsync::link::Reply;
 use crate::rsync::transfer::{ATTEMPTS, retried};
 
+/// Bytes between two cuts that count as a step forward: one byte with each would go on for days.
+const PROGRESS: u64 = 1 << 20;
+
 /// What a script prints of an object. A connection that is cut is made again, and the rest is asked for.
 pub(super) struct FarReader<'a> {
     far: &'a Far,
@@ -17,8 +20,10 @@ pub(super) struct FarReader<'a> {
     place: u64,
     /// Where the range ends; `None` is the object's end.
     end: Option<u64>,
-    /// How often in a row a connection was cut before it brought a byte.
+    /// How often a connection was cut since [`PROGRESS`] was made.
     cuts: u32,
+    /// Where the reading was when these were counted from none.
+    counted_from: u64,
     state: State,
 }
 
@@ -37,7 +42,8 @@ impl<'a> FarReader<'a> {
     pub(super) fn open(far: &'a Far, name: &str, range: Option<Range<u64>>) -> Result<Self, Fault> {
         let (place, end) = range.map_or((0, None), |range| (range.start, Some(range.end)));
         let state = State::Ended;
-        let mut reader = FarReader { far, name: name.to_owned(), place, end, cuts: 0, state };
+        let name = name.to_owned();
+        let mut reader = FarReader { far, name, place, end, cuts: 0, counted_from: place, state };
         reader.state = State::Reading(reader.begin()?);
         Ok(reader)
     }
@@ -80,7 +86,9 @@ impl Read for FarReader<'_> {
                     let read = reply.output.read(buffer)?;
                     if read > 0 {
                         self.place += read as u64;
-                        self.cuts = 0;
+                        if self.place - self.counted_from >= PROGRESS {
+                            (self.cuts, self.counted_from) = (0, self.place);
+                        }
                         return Ok(read);
                     }
                 }

@@ -100,6 +100,11 @@ fn an_answer_without_a_length_is_read_to_its_end() {
     server.before(Kind::Get, 1, Accident::CutReply(400_000));
     assert!(read(&s3, "a", None).unwrap() == bytes(LENGTH));
     assert_eq!(server.count(Kind::Get), 4);
+    // Unless all of it was there.
+    lie(&server, crate::testing::server::Reply::chunk);
+    server.before(Kind::Get, 1, Accident::CutReply(LENGTH));
+    assert!(read(&s3, "a", None).unwrap() == bytes(LENGTH));
+    assert_eq!(server.count(Kind::Get), 6);
 }
 
 #[test]
