@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use bk_manifest::scan::STAGE_MARKER;
+
 use crate::harness::{
     Ended, Random, Sandbox, assert_same_tree, bin_dir, files_below, is_sealed, snapshot,
 };
@@ -100,7 +102,7 @@ pub fn staged(sandbox: &Sandbox) -> Vec<PathBuf> {
     // The small record of a pipe stays until the next run, which finds no dump with it.
     let is_record = |path: &Path| path.file_name().unwrap().as_bytes().starts_with(b".database");
     let mut files = if stage.exists() { files_below(&stage) } else { Vec::new() };
-    files.retain(|path| !is_record(path));
+    files.retain(|path| !is_record(path) && !path.ends_with(STAGE_MARKER));
     files
 }
 

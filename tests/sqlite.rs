@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
+use bk_manifest::scan::STAGE_MARKER;
 use rusqlite::Connection;
 
 use crate::harness::{Ended, Sandbox, bin_dir, copy_program, files_below};
@@ -129,6 +130,7 @@ pub fn staged(sandbox: &Sandbox) -> Vec<PathBuf> {
     // The small record of a pipe stays until the next run, which finds no dump with it.
     files.retain(|path| !path.to_str().unwrap().contains("/another/"));
     files.retain(|path| !path.file_name().unwrap().to_str().unwrap().ends_with(".json"));
+    files.retain(|path| !path.ends_with(STAGE_MARKER));
     files
 }
 

@@ -410,7 +410,7 @@ mod tests {
         assert_eq!(classify(&error), Exit::Denied);
         let reader = Reader::new(&output[..]).unwrap();
         assert!(reader.end().is_err());
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert_eq!(crate::stage::holds(folder.path()), [""; 0]);
     }
 
     #[test]
@@ -421,7 +421,7 @@ mod tests {
             let mut output = Vec::new();
             let error = step(&input[..cut], &mut output, folder.path(), false).unwrap_err();
             assert_eq!(classify(&error), Exit::Malformed, "{error:#}");
-            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+            assert_eq!(crate::stage::holds(folder.path()), [""; 0]);
         }
     }
 

@@ -22,6 +22,7 @@ use bk_manifest::digest::{Digest, HashWriter};
 use bk_manifest::exit::{Exit, Failure, fail};
 use bk_manifest::manifest::is_name;
 use bk_manifest::progress::{Progress, human_bytes};
+use bk_manifest::scan::STAGE_MARKER;
 use bk_manifest::time::Time;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -67,6 +68,10 @@ impl Stage {
         let root = std::path::absolute(root)?;
         let context = || format!("cannot use the stage folder '{}'", root.display());
         atomic::create_folders(&root, 0o700).with_context(context)?;
+        let marker = root.join(STAGE_MARKER);
+        if !marker.exists() {
+            atomic::create(&marker, b"", 0o600, Existing::Replace).with_context(context)?;
+        }
         let lock = File::open(&root).with_context(context)?;
         Ok(Stage { root, lock })
     }
@@ -418,6 +423,14 @@ pub fn free_bytes(folder: &Path) -> anyhow::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// The names of what a stage folder holds beside its marker.
+#[cfg(test)]
+pub(crate) fn holds(root: &Path) -> Vec<String> {
+    let names = fs::read_dir(root).unwrap().map(|found| found.unwrap().file_name());
+    let names = names.map(|name| name.into_string().unwrap());
+    names.filter(|name| name != STAGE_MARKER).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -465,7 +478,7 @@ mod tests {
         let staging = stage.reserve(ID, "db", &Owner::this(), Time::now(), &Silent).unwrap();
         staging.create().unwrap().write_all(b"half").unwrap();
         drop(staging);
-        assert_eq!(fs::read_dir(folder.path().join("s")).unwrap().count(), 0);
+        assert_eq!(holds(&folder.path().join("s")), [""; 0]);
     }
 
     #[test]
@@ -489,7 +502,7 @@ mod tests {
         assert!(path.exists());
         stage.sweep(NEXT, &Owner::this(), later(13), Sweep::Usual, &Silent);
         assert!(!path.exists());
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert_eq!(holds(folder.path()), [""; 0]);
         let path = staged(&stage, &dead());
         stage.sweep(NEXT, &Owner::this(), later(0), Sweep::Thorough, &Silent);
         assert!(!path.exists());

@@ -99,7 +99,7 @@ impl Bench {
             for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
                 if entry.file_type().unwrap().is_dir() {
                     folders.push(entry.path());
-                } else {
+                } else if entry.file_name() != bk_manifest::scan::STAGE_MARKER {
                     found.push(entry.path());
                 }
             }

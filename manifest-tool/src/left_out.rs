@@ -17,7 +17,7 @@ pub enum Reason {
     /// Grew, shrank or was replaced while it was read, also at the second try. What was read is
     /// stored, unless the file became shorter than it said.
     ChangedWhileRead,
-    /// A folder that is a backup destination, or was left behind by fetch.
+    /// A folder that is a backup destination, or a stage of dumps, or was left behind by fetch.
     Destination,
     /// An exclude pattern matches.
     Excluded,

@@ -22,6 +22,9 @@ use crate::time::Time;
 
 /// The file that makes a folder a backup destination.
 pub const DESTINATION_MARKER: &str = ".bk-destination";
+/// The file in the folder where dumps and archives wait, in clear, to be stored: no tree holds them a
+/// second time.
+pub const STAGE_MARKER: &str = ".bk-stage";
 /// The file, inside `.bk/`, that fetch leaves in what it restored.
 pub const FETCH_MARKER: &str = "fetched.json";
 /// How the folders begin into which fetch puts aside what it replaces.
@@ -350,6 +353,10 @@ impl Walk<'_> {
         match openat(parent, name, flags, Mode::empty()) {
             Ok(fd) if exists(fd.as_fd(), DESTINATION_MARKER.as_bytes()) => {
                 self.progress.note(&format!("left out '{path}': it is a backup destination"));
+                self.leave_out(Reason::Destination, path, None)
+            }
+            Ok(fd) if exists(fd.as_fd(), STAGE_MARKER.as_bytes()) => {
+                self.progress.note(&format!("left out '{path}': dumps wait there to be stored"));
                 self.leave_out(Reason::Destination, path, None)
             }
             Ok(fd) => {
