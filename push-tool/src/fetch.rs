@@ -92,23 +92,21 @@ pub fn fetch(
     let folder = find(document, store, progress)?;
     let folders = Folders::new(&document.header, &folder)?;
     let mut sealed = Sealed::new(&document.header, &document.trailer, &folder)?;
-    let (mut files, mut bytes, mut others) = (0u64, 0u64, 0u64);
+    let (mut files, mut bytes) = (0u64, 0u64);
+    let mut unseen = options.selection.unseen();
     for entry in document.entries.iter() {
         let entry = entry?;
         refuse_own_names(&entry)?;
         if options.selection.matches(&entry) {
+            unseen.see(&entry);
             if has_content(&entry, options) {
                 files += 1;
                 bytes += entry.size.unwrap_or(0);
                 sealed.want(&entry)?;
-            } else {
-                others += 1;
             }
         }
     }
-    if files + others == 0 && !options.selection.is_all() {
-        return Err(fail(Exit::NotFound, "no path of the backup matches"));
-    }
+    unseen.check(&document.trailer)?;
     let objects = Objects::open(
         &*store.destination,
         sealed,

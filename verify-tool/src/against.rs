@@ -18,7 +18,7 @@ use crate::compare::{Comparing, Rules};
 use crate::problem::{Findings, Problem};
 use crate::report::{Case, Checked, Report, is_told_by_entry};
 use crate::strangers::{Known, Strangers};
-use crate::verify::{Options, check_selection, end, the_backup, verdict};
+use crate::verify::{Options, end, the_backup, verdict};
 
 /// Entries that are compared at once.
 const BATCH: usize = 1024;
@@ -60,19 +60,23 @@ pub fn against(
     };
     progress.begin("comparing", None);
     let (mut selected, mut has_owner) = (0, false);
+    let mut unseen = options.selection.unseen();
     while let Some(entry) = reader.next_entry()? {
         bk_manifest::signal::check()?;
         writer.entry(&entry)?;
         has_owner |= entry.owner.is_some();
         let is_selected = options.selection.matches(&entry);
-        selected += u64::from(is_selected);
+        if is_selected {
+            selected += 1;
+            unseen.see(&entry);
+        }
         comparison.take(entry, is_selected)?;
     }
     comparison.flush()?;
     progress.end();
     let (_, trailer) = reader.end()?;
     let exit = trailer.exit()?;
-    check_selection(&options.selection, selected, &trailer)?;
+    unseen.check(&trailer)?;
     let total = trailer.total_checksum().context("the document has no total_checksum")?;
     if has_owner && rules.metadata && !rules.owners {
         progress.note("owners are not compared: only root can set them");

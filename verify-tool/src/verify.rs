@@ -77,7 +77,7 @@ pub fn verify(
     let (header, mut trailer) = reader.end()?;
     let now = (options.clock)();
     let exit = trailer.exit()?;
-    check_selection(&options.selection, intake.wanted.selected, &trailer)?;
+    intake.wanted.unseen.check(&trailer)?;
     let entries = intake.spool.finish()?;
 
     let total = trailer.total_checksum().context("the document has no total_checksum")?;
@@ -144,22 +144,6 @@ pub(crate) fn the_backup(header: &Header) -> anyhow::Result<Backup> {
     header
         .backup()?
         .ok_or_else(|| fail(Exit::NotFound, "the manifest describes no backup: nothing to verify"))
-}
-
-/// Refuses a selection that selected nothing: it would prove nothing and look good.
-pub(crate) fn check_selection(
-    selection: &Selection,
-    selected: u64,
-    trailer: &Trailer,
-) -> anyhow::Result<()> {
-    if selection.is_all() || selected > 0 {
-        return Ok(());
-    }
-    let names: Vec<String> =
-        trailer.components()?.into_iter().map(|component| component.name).collect();
-    Err(Failure::new(Exit::NotFound, "nothing in the backup matches --path and --component")
-        .hint(format!("its components: {}", names.join(", ")))
-        .into())
 }
 
 /// Ends the document, which must be the one that came in.

@@ -6,7 +6,7 @@ use bk_manifest::digest::Digest;
 use bk_manifest::entry::{At, Entry, Kind};
 use bk_manifest::lookup::Lookup;
 use bk_manifest::path::RelPath;
-use bk_manifest::select::Selection;
+use bk_manifest::select::{Selection, Unseen};
 use bk_manifest::stream::Error as FormatError;
 
 /// The entries that were selected, and those whose bytes they share.
@@ -16,12 +16,15 @@ pub struct Wanted<'a> {
     firsts: Lookup,
     /// How many entries were selected.
     pub selected: u64,
+    /// What was asked for and has not passed yet.
+    pub unseen: Unseen<'a>,
 }
 
 impl<'a> Wanted<'a> {
     /// Before any entry was seen.
     pub fn new(selection: &'a Selection) -> Self {
-        Wanted { selection, firsts: Lookup::default(), selected: 0 }
+        let unseen = selection.unseen();
+        Wanted { selection, firsts: Lookup::default(), selected: 0, unseen }
     }
 
     /// Looks at an entry as it passes; all of them must have passed before [`Wanted::has`] is asked.
@@ -33,6 +36,7 @@ impl<'a> Wanted<'a> {
             return Ok(());
         }
         self.selected += 1;
+        self.unseen.see(entry);
         match &entry.kind {
             Kind::Hardlink(first) if !self.selection.is_all() => self.firsts.insert(key(first), 0),
             _ => Ok(()),
