@@ -242,9 +242,11 @@ fn what_is_to_be_encrypted_is_not_taken_from_a_parent_in_clear() {
             assert_eq!(object["encryption"], how[..3], "{object}");
         }
     }
-    // The other way round it stays as it is.
-    let document = back_up(&sandbox, &[]);
-    assert_eq!(json(&document)["verification"]["run"]["pushed"]["objects"], 0);
+    // The other way round it is refused, unless it is meant.
+    let refused = sandbox.try_back_up(&[]).pop().unwrap().expect(2);
+    assert!(refused.stderr.contains("was encrypted until now"), "{}", refused.stderr);
+    let document = back_up(&sandbox, &["--full"]);
+    assert!(json(&document)["objects"][0]["encryption"].is_null());
     sandbox.run("bk-push", &["fetch", "--from", "dest", "--target", "back"], &document).expect(0);
     assert_restored(&sandbox, "back");
 }

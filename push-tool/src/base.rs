@@ -6,12 +6,13 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use bk_manifest::digest::Digest;
-use bk_manifest::exit::{Exit, classify};
-use bk_manifest::manifest::Run;
+use bk_manifest::exit::{Exit, Failure, classify};
+use bk_manifest::manifest::{Run, Trailer};
 use bk_manifest::progress::Progress;
 
 use crate::catalog::{Folders, NeededObject, needed_objects};
 use crate::destination::{Destination, ObjectInfo};
+use crate::encrypt::Choice;
 use crate::known::{KnownContent, Usable};
 use crate::locate::{Located, locate};
 use crate::mark::{self, PlacedMark};
@@ -31,15 +32,33 @@ pub struct Base {
     pub has_parent: bool,
 }
 
+/// Refuses to go on in clear what was encrypted until now: the variable that named the recipients may be
+/// missing, as those of a shell are under cron.
+fn refuse_to_stop_encrypting(parent: &Trailer, encryption: &Choice) -> anyhow::Result<()> {
+    let components = parent.components()?;
+    let stops = components.iter().find(|known| {
+        known.extra.contains_key("encryption") && encryption.of(&known.name).is_none()
+    });
+    let Some(component) = stops else { return Ok(()) };
+    let message =
+        format!("'{}' was encrypted until now, and no recipient is named for it", component.name);
+    Err(Failure::new(Exit::Usage, message)
+        .hint("name them as before: --encrypt, BACKUP_ENCRYPT, BACKUP_ENCRYPT_RECIPIENTS_FILE")
+        .hint("or, to go on in clear, store everything again: --full")
+        .into())
+}
+
 impl Base {
     /// Finds the parent at the destination and what it needs; returns the file with its entries.
     ///
     /// # Errors
-    /// Those of the destination and of the file.
+    /// Those of the destination and of the file; [`Exit::Usage`] if what the parent has encrypted would
+    /// go on in clear.
     pub fn add_parent(
         &mut self,
         store: &Store,
         run: &Run,
+        encryption: &Choice,
         progress: &dyn Progress,
     ) -> anyhow::Result<Option<PathBuf>> {
         let destination = &*store.destination;
@@ -59,6 +78,7 @@ impl Base {
         };
         let folder = place::parent(&manifest.name).to_owned();
         let (header, trailer) = outer::read(destination, &manifest)?;
+        refuse_to_stop_encrypting(&trailer, encryption)?;
         self.folders.insert(id.clone(), folder.clone());
         for (backup, folder) in Folders::new(&header, &folder)?.chain() {
             self.folders.insert(backup.to_owned(), folder.to_owned());
