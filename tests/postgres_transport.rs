@@ -502,6 +502,7 @@ fn a_server_that_has_lost_a_database_is_noticed() {
     assert_eq!((refused[1].code, refused[2].code), (22, 21), "{}", refused[1].stderr);
     assert!(refused[1].stderr.contains("the last backup has 'database-app'"));
     let on_purpose = [&dump[..], &["--max-shrink", "100"]].concat();
-    let ended = sandbox.pipe(&[&new, &on_purpose, PUSH]);
+    let push = [PUSH, &["--max-shrink", "100"]].concat();
+    let ended = sandbox.pipe(&[&new, &on_purpose, &push]);
     assert_eq!(names(&ended[2].json()), ["database-postgres"], "{}", ended[1].stderr);
 }

@@ -33,6 +33,12 @@ impl Extent {
     }
 }
 
+impl Default for MaxShrink {
+    fn default() -> Self {
+        MaxShrink::NO_LIMIT
+    }
+}
+
 impl MaxShrink {
     /// Everything passes.
     pub const NO_LIMIT: Self = MaxShrink(100);

@@ -50,5 +50,6 @@ pub mod target;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod upload;
+mod vanished;
 pub mod volume;
 pub mod walk;

@@ -12,6 +12,7 @@ use bk_manifest::manifest::{
     Trailer,
 };
 use bk_manifest::progress::{Progress, human_bytes};
+use bk_manifest::shrink::MaxShrink;
 use bk_manifest::spool::Entries;
 use bk_manifest::stream::{Format, Reader, Writer};
 use bk_manifest::time::Time;
@@ -30,7 +31,7 @@ use crate::plain::StoredSum;
 use crate::source::Sources;
 use crate::store::Store;
 use crate::upload::{PartialWriter, StoppedStoring, Uploader};
-use crate::{links, place, secrets};
+use crate::{links, place, secrets, vanished};
 
 /// How often what turned out to be marked or gone is stored again before the push gives up.
 const PASSES: usize = 4;
@@ -44,6 +45,8 @@ pub struct Options {
     pub format: Format,
     /// How components are encrypted.
     pub encryption: Choice,
+    /// Refuse a backup that lacks a component of its parent, unless there is no limit.
+    pub max_shrink: MaxShrink,
     /// Refuse components that hold secrets and are not encrypted.
     pub refuses_plain_secrets: bool,
     /// Store nothing, and only say what would be stored; the destination is to be a
@@ -88,7 +91,11 @@ pub fn push(
         progress.warn(&limit);
     }
     let mut base = Base::default();
-    let parent_file = if options.full { None } else { base.add_parent(store, &run, progress)? };
+    let parent_file = if options.full {
+        None
+    } else {
+        base.add_parent(store, &run, &options.encryption, progress)?
+    };
     let mut known = KnownContent::new(LARGE_BYTES, parent_file.filter(|_| base.has_parent))?;
     base.add_dead_pushes(destination, &series, &mut known, progress)?;
     base.drop_marked(destination)?;
@@ -123,6 +130,7 @@ pub fn push(
     };
     let mut packed = push.pass(&mut next)?;
     let (_, trailer) = incoming.end()?;
+    vanished::check(options.max_shrink, &run, &trailer)?;
     let looked = push.settle_all(destination, &folder, &mut packed)?;
     progress.end();
     let Stored { entries, contents } = packed;

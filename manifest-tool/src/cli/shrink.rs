@@ -8,7 +8,7 @@ pub struct ShrinkArgs {
     /// Refuse (22) what has lost more than so much of its rows, files or bytes since the parent
     ///
     /// In percent; 100 lets everything pass. An empty new server, a mistyped prefix or a folder that is not mounted is
-    /// told so.
+    /// told so; bk-push so refuses a backup that lacks a whole component.
     #[arg(
         long,
         value_name = "PERCENT",

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
+use bk_manifest::cli::shrink::ShrinkArgs;
 use bk_manifest::exit::{Exit, Failure};
 use bk_manifest::shell::Console;
 use bk_manifest::stream::{Format, Reader};
@@ -31,6 +32,8 @@ pub(super) struct PushArgs {
     dry_run: bool,
     #[command(flatten)]
     encrypt: EncryptArgs,
+    #[command(flatten)]
+    shrink: ShrinkArgs,
     /// Form of the stored manifest
     #[arg(long, value_enum, default_value = "json", env = "BACKUP_MANIFEST_FORMAT")]
     format: FormatArg,
@@ -73,6 +76,7 @@ pub(super) fn run(args: &PushArgs, console: &Console) -> anyhow::Result<Exit> {
         full: args.full,
         is_dry: args.dry_run,
         format,
+        max_shrink: args.shrink.limit(),
         refuses_plain_secrets: Location::parse(to)?.is_remote() && !allows_plain,
         identity: access.plain("BACKUP_IDENTITY_FILE").map(PathBuf::from),
         encryption: Choice::new(&args.encrypt.encrypt, recipients)?,
