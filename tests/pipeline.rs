@@ -105,6 +105,75 @@ fn a_restore_by_hand_tells_damage() {
 }
 
 #[test]
+fn a_restore_by_hand_brings_back_all_that_is_whole() {
+    let sandbox = Sandbox::new();
+    for number in 0..3 {
+        sandbox.write(&format!("f{number}"), noise(number, 3 << 20));
+        sandbox.back_up();
+    }
+    // One volume is damaged at its begin, another is gone.
+    let script = sandbox.backups()[2].join("RESTORE.txt");
+    let volumes = sandbox.volumes();
+    fs::write(&volumes[0], vec![7; 1000]).unwrap();
+    fs::remove_file(&volumes[1]).unwrap();
+    let by_hand = sandbox.path("by-hand");
+    let ended = run(Command::new("bash").arg(script).arg(&by_hand), b"").expect(1);
+    assert!(ended.stderr.contains("DAMAGED: files/000001.tar.zst"), "{}", ended.stderr);
+    assert_eq!(ended.stderr.matches("LOST: f").count(), 2, "{}", ended.stderr);
+    assert_eq!(fs::read(by_hand.join("f2")).unwrap(), noise(2, 3 << 20));
+    let names: Vec<_> = fs::read_dir(&by_hand).unwrap().collect();
+    assert_eq!(names.len(), 1, "what it worked with is gone: {names:?}");
+}
+
+#[test]
+fn what_was_asked_for_and_is_not_there_is_told_before_anything_is_written() {
+    let sandbox = Sandbox::new();
+    sandbox.write("a", "content");
+    let document = sandbox.back_up();
+    let fetch = ["fetch", "--from", "dest", "--target", "back"];
+    for (asked, said) in [
+        (&["--path", "a", "--path", "typo"][..], "no path of the backup matches 'typo'"),
+        (&["--component", "typo"], "the backup has no component 'typo'"),
+    ] {
+        let ended = sandbox.run("bk-push", &[&fetch[..], asked].concat(), &document).expect(13);
+        assert!(ended.stderr.contains(said), "{}", ended.stderr);
+        assert!(!sandbox.path("back").exists());
+    }
+}
+
+#[test]
+fn a_component_that_vanishes_from_the_backup_is_refused_unless_it_is_meant() {
+    let mut sandbox = Sandbox::new();
+    sandbox.write("a", "content");
+    fs::write(sandbox.path("secret"), "key").unwrap();
+    let new = sandbox.run("bk-manifest", &["new", "--app", "app"], b"").ok().stdout;
+    let archive = ["archive", "--name", "config", "--stage", "stage", "secret"];
+    let document = sandbox.run("bk-dump", &archive, &new).expect(0).stdout;
+    let add = ["add", "--root", "src"];
+    let document = sandbox.run("bk-manifest", &add, &document).expect(0).stdout;
+    sandbox.run("bk-push", &["--to", "dest"], &document).expect(0);
+    let refused = sandbox.try_back_up(&[]).pop().unwrap().expect(22);
+    assert!(refused.stderr.contains("holds 'config', and this one does not"), "{}", refused.stderr);
+    sandbox.try_back_up(&["--full"]).pop().unwrap().expect(22);
+    assert_eq!(sandbox.backups().len(), 1);
+    sandbox.set("BACKUP_MAX_SHRINK", "100");
+    sandbox.try_back_up(&[]).pop().unwrap().expect(0);
+}
+
+#[test]
+fn dumps_that_wait_to_be_stored_are_not_stored_with_the_tree_around_them() {
+    let sandbox = Sandbox::new();
+    sandbox.write("state/secret", "key");
+    sandbox.write("a", "content");
+    let new = sandbox.run("bk-manifest", &["new", "--app", "app"], b"").ok().stdout;
+    let archive = ["archive", "--name", "config", "--stage", "src/stage", "src/state/secret"];
+    let document = sandbox.run("bk-dump", &archive, &new).expect(0).stdout;
+    let document = sandbox.run("bk-manifest", &["add", "--root", "src"], &document).expect(0);
+    let listed = sandbox.run("bk-manifest", &["ls"], &document.stdout).ok().text();
+    assert!(listed.contains("state/secret") && !listed.contains("stage/"), "{listed}");
+}
+
+#[test]
 fn other_programs_read_the_volumes() {
     let sandbox = Sandbox::new();
     sandbox.nasty_tree();
