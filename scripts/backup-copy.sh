@@ -23,6 +23,16 @@ make_copy() {
   [[ ${before} == 0 ]] || code=${before}
 }
 
+# Copies the newest backup after a run that failed behind it: the end of its pipe was cut, so the manifest is asked for
+# again. How the run ends stays as it is.
+copy_latest() {
+  local code=0 step copied=''
+  [[ -n ${BACKUP_COPY_DESTINATION_PATH:-} ]] || return 0
+  bk-push manifest latest --from "${BACKUP_DESTINATION_PATH}" >"${work}/run.json" || return 0
+  make_copy
+  printf 'backup.sh: the backup was stored%s\n' "${copied}" >&2
+}
+
 # Prunes the second destination by the rules for it. It runs as a part of a pipe: what it exports ends with it.
 prune_copies() {
   local item

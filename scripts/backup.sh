@@ -17,29 +17,47 @@ source "${here}/backup-steps.sh"
 # shellcheck source=scripts/backup-copy.sh
 source "${here}/backup-copy.sh"
 
-# Prints the recovery sheet if this run stored the first backup, whatever failed behind that. Arguments: those of
-# bk-manifest settings.
-print_sheet() {
-  grep -q '^"backup":null' "${work}/parent.json" || return 0
-  if [[ ${codes[7]:-0} != [03] ]]; then
-    bk-push manifest latest --from "${BACKUP_DESTINATION_PATH}" --or-none >"${work}/latest.json" 2>/dev/null || return 0
-    ! grep -q '^"backup":null' "${work}/latest.json" || return 0
-  fi
-  bk-manifest settings "$@" --sheet
+# Sets `stored`: whether this run has stored a backup. Push commits even if its reader has died, so where it failed the
+# newest backup at the destination tells.
+find_out_what_is_stored() {
+  local before after
+  case ${codes[7]:-0} in
+    [03]) stored=yes ;;
+    1 | 1??)
+      stored=perhaps
+      bk-push manifest latest --from "${BACKUP_DESTINATION_PATH}" --or-none >"${work}/latest.json" 2>/dev/null || return 0
+      before=$(grep -m 1 '^"backup":' "${work}/parent.json" || true)
+      after=$(grep -m 1 '^"backup":' "${work}/latest.json" || true)
+      stored=yes
+      [[ ${before} != "${after}" ]] || stored=no
+      ;;
+    *) stored=no ;;
+  esac
+}
+
+# Says how the run has failed.
+tell_failure() {
+  local -A outcome=([yes]='the backup was stored, but not all that follows was done' [no]='no backup was made'
+    [perhaps]='it may have been stored: bk-push list shows it')
+  printf 'backup.sh: error: %s ended with %s; %s\n' "${step}" "${code}" "${outcome[${stored}]}" >&2
 }
 
 main() {
-  local base=. from=() full=() codes=(0) code step kept facts=() word=ok copied='' outcome='no backup was made'
+  local base=. from=() to='' full=() codes=(0) code step kept facts=() word=ok copied='' stored=no
   while (($#)); do
     case $1 in
       --env-file) from=("${@:1:2}") base=$(dirname -- "${2:-.}") && shift "$(($# > 1))" ;;
       --full) full=(--full) ;;
       -h | --help) sed -n '2,/^# reason/s/^# \{0,1\}//p' "$0" && exit 0 ;;
       -*) fail "unknown option '$1', see --help" ;;
-      *) unset BACKUP_DESTINATION_TYPE && export BACKUP_DESTINATION_PATH=$1 ;;
+      *)
+        [[ -z ${to} ]] || fail "one destination is wanted, not '${to}' and '$1'"
+        to=$1
+        ;;
     esac
     shift
   done
+  [[ -z ${to} ]] || { unset BACKUP_DESTINATION_TYPE && export BACKUP_DESTINATION_PATH=${to}; }
   begin "${from[@]}" --require BACKUP_APP --require BACKUP_DESTINATION_PATH
   [[ ${BACKUP_ENABLED:-true} == true ]] || { echo 'backup.sh: nothing done: BACKUP_ENABLED is false' && exit 0; }
   [[ ${BACKUP_INCREMENTAL:-true} == true ]] || full=(--full)
@@ -56,15 +74,15 @@ main() {
   sed '/^bk-prune: kept /d' "${work}/prune.log" >&2
   kept=$(sed -n 's/^bk-prune: kept/; kept/p' "${work}/prune.log")
   judge
-  # shellcheck disable=SC2310 # nothing in it ends the script
-  print_sheet "${from[@]}" || true
+  find_out_what_is_stored
+  # The first backup prints the recovery sheet, whatever failed behind it.
+  if [[ ${stored} == yes ]] && grep -q '^"backup":null' "${work}/parent.json"; then
+    bk-manifest settings "${from[@]}" --sheet || true
+  fi
   if [[ ${code} != [03] ]]; then
-    case ${codes[7]} in
-      [03]) outcome='the backup was stored, but not all that follows was done' ;;
-      1 | 1??) outcome='it may have been stored: bk-push list shows it' ;; # it commits even if its reader has died
-      *) ;;
-    esac
-    printf 'backup.sh: error: %s ended with %s; %s\n' "${step}" "${code}" "${outcome}" >&2
+    tell_failure
+    # One that was stored and verified is copied, whatever prune has found at the first destination.
+    [[ ${stored}${codes[8]:-1} != yes[03] ]] || copy_latest
     exit "${code}"
   fi
   make_copy

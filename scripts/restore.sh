@@ -44,7 +44,10 @@ main() {
         ;;
       -h | --help) sed -n '2,/^# exit/s/^# \{0,1\}//p' "$0" && exit 0 ;;
       -*) fail "unknown option '$1', see --help" ;;
-      *) id=$1 ;;
+      *)
+        [[ -z ${id} ]] || fail "one backup is wanted, not '${id}' and '$1'"
+        id=$1
+        ;;
     esac
     shift
   done

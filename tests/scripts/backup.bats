@@ -167,15 +167,27 @@ push_that_stores() {
   chmod +x "${FAKE}/bin/bk-push"
 }
 
-@test "a push that fails behind its commit is not said to have made no backup" {
+@test "a push that fails is said to have stored a backup if it has" {
   push_that_stores
   local code
   for code in 1 143; do
+    touch "${FAKE}/first"
     CODE=${code} run --separate-stderr "${backup}"
-    [[ ${stderr} == *"bk-push ended with ${code}; it may have been stored: bk-push list shows it"* ]]
+    [[ ${stderr} == *"bk-push ended with ${code}; the backup was stored, but not all that follows was done"* ]]
   done
-  CODE=12 run --separate-stderr -12 "${backup}"
-  [[ ${stderr} == *'bk-push ended with 12; no backup was made'* ]]
+  for code in 1 12; do
+    CODE=${code} run --separate-stderr "${backup}"
+    [[ ${stderr} == *"bk-push ended with ${code}; no backup was made"* ]]
+  done
+}
+
+@test "a push that fails where nobody can look any more may have stored a backup" {
+  echo 1 >"${FAKE}/codes/bk-push"
+  mv "${FAKE}/bin/bk-push" "${FAKE}/bk-push"
+  printf '#!/bin/bash\n[[ $1 != --to ]] || echo 10 >"${FAKE}/codes/bk-push-manifest"\nexec "${FAKE}/bk-push" "$@"\n' >"${FAKE}/bin/bk-push"
+  chmod +x "${FAKE}/bin/bk-push"
+  run --separate-stderr -1 "${backup}"
+  [[ ${stderr} == *'bk-push ended with 1; it may have been stored: bk-push list shows it'* ]]
 }
 
 @test "the first backup prints the recovery sheet, whatever fails behind its commit" {
@@ -407,12 +419,30 @@ second_destination() {
 @test "a first destination that fails ends the run before the second" {
   second_destination
   local step
-  for step in "${steps[@]}"; do
+  for step in "${steps[@]:0:8}"; do
     echo 1 >"${FAKE}/codes/${step}"
     run -1 "${backup}"
     rm "${FAKE}/codes/${step}"
   done
   run ! grep copy "${FAKE}/calls"
+}
+
+@test "a backup that is verified is copied, whatever prune finds at the first destination" {
+  second_destination
+  echo 21 >"${FAKE}/codes/bk-prune"
+  run --separate-stderr -21 "${backup}"
+  [[ ${stderr} == *'bk-prune ended with 21; the backup was stored, but not all that follows was done'* ]]
+  [[ ${stderr} == *'backup.sh: the backup was stored; copied to s3://far/b, kept 3, '* ]]
+  echo 10 >"${FAKE}/codes/bk-push-copy"
+  run --separate-stderr -21 "${backup}"
+  [[ ${stderr} == *'the copy at s3://far/b was not made: bk-push copy ended with 10'* ]]
+}
+
+@test "several destinations, and several backups to restore, are refused" {
+  run -2 "${backup}" /one /two
+  [[ ${output} == *"not '/one' and '/two'" ]]
+  run -2 "${BATS_TEST_DIRNAME}/../../scripts/restore.sh" one two
+  [[ ${output} == *"not 'one' and 'two'" ]]
 }
 
 @test "a second destination that fails is 3, named in one line, and costs the first nothing" {

@@ -150,6 +150,17 @@ on_sheet() { sed -nE 's/^#   (.*)/\1/p' recovery.env | sed 's/   .*//' | grep -e
   [[ ${status} == 0 && ${output} == *': 5 files, '* ]]
 }
 
+@test "a backup whose tree held nothing is restored" {
+  rm -r app/files/*
+  backup
+  [[ ${status} == 0 ]]
+  rm app/app.db
+  restore latest --dry-run
+  [[ ${status} == 0 ]]
+  restore latest --confirm app --secrets no
+  [[ ${status} == 0 && $(sqlite3 app/app.db 'SELECT sum(a) FROM t') == 3 ]]
+}
+
 @test "secrets come back only when asked for, the env file only by force" {
   backup
   printf 'changed\n' >app/secrets/key
