@@ -112,11 +112,12 @@ fn a_restore_killed_at_each_of_its_statements_loses_nothing() {
     let script = format!(
         "while IFS= read -r line; do
             case \"$line\" in '\\echo'*) printf '%s\\n' \"$line\"; continue;; esac
-            number=$(($(cat '{0}') + 1)); echo $number > '{0}'
-            [ $number -ne \"$(head -n 1 '{1}')\" ] || kill -9 $PPID
+            read -r number < '{0}'; number=$((number + 1)); echo $number > '{0}'
+            {{ read -r before; read -r behind; }} < '{1}'
+            [ $number -ne $before ] || kill -9 $PPID
             case \"$line\" in 'CREATE DATABASE'*) echo $number > '{2}';; esac
             printf '%s\\n' \"$line\"
-            [ $number -ne \"$(tail -n 1 '{1}')\" ] || {{ sleep 0.05; kill -9 $PPID; }}
+            [ $number -ne $behind ] || {{ sleep 0.05; kill -9 $PPID; }}
         done | \"$real\" \"$@\"",
         count.display(),
         limit.display(),
