@@ -2,11 +2,8 @@
 //! the backup that all good ones are pruned for.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 
-use anyhow::Context;
 use bk_manifest::manifest::Component;
-use bk_manifest::outer;
 use bk_manifest::progress::human_bytes;
 use bk_manifest::run::ParentFile;
 use bk_manifest::shrink::{MaxShrink, refusal};
@@ -38,7 +35,7 @@ pub fn check(
     kind: &str,
     facts: &Map<String, Value>,
 ) -> anyhow::Result<()> {
-    let components = components(limit, parent)?;
+    let components = limit.components(parent)?;
     match components.iter().find(|known| known.name == component && known.kind == kind) {
         Some(last) => compare(limit, last, facts),
         None => Ok(()),
@@ -55,7 +52,7 @@ pub fn check_group(
     kind: &str,
     group: &Group,
 ) -> anyhow::Result<()> {
-    let components = components(limit, parent)?;
+    let components = limit.components(parent)?;
     let gone = components.iter().find(|known| {
         known.kind == kind
             && known.name.starts_with(&group.prefix)
@@ -65,17 +62,6 @@ pub fn check_group(
     let message =
         format!("the last backup has '{}', and the server has no such database", gone.name);
     Err(refusal(message, QUESTION))
-}
-
-/// The components of the parent; none if there is no parent, or no limit.
-fn components(limit: MaxShrink, parent: Option<&ParentFile>) -> anyhow::Result<Vec<Component>> {
-    let Some(parent) = parent.filter(|_| limit != MaxShrink::NO_LIMIT) else {
-        return Ok(Vec::new());
-    };
-    let context = || format!("the parent's manifest '{}'", parent.file);
-    let file = File::open(&parent.file).with_context(context)?;
-    let (_, trailer) = outer::read_file(&file).with_context(context)?;
-    trailer.components().with_context(context)
 }
 
 fn compare(limit: MaxShrink, last: &Component, facts: &Map<String, Value>) -> anyhow::Result<()> {

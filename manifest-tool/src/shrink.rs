@@ -1,9 +1,16 @@
 //! A source that holds much less than at the last backup is refused: a mistyped prefix or a folder
 //! that is not mounted must not become the backup that all good ones are pruned for.
 
+use std::fs::File;
+
+use anyhow::Context;
+
 use crate::entry::{Entry, Kind};
 use crate::exit::{Exit, Failure};
+use crate::manifest::Component;
+use crate::outer;
 use crate::progress::human_bytes;
+use crate::run::ParentFile;
 
 /// With fewer files than this one of them may be most of the bytes: the number of files tells then.
 const FEW_FILES: u64 = 10;
@@ -60,6 +67,20 @@ impl MaxShrink {
             self.0
         );
         Err(refusal(message, "is this the right place, and all of it there?"))
+    }
+
+    /// The components of the parent that a new backup is judged by; none without a parent or a limit.
+    ///
+    /// # Errors
+    /// A parent that cannot be read.
+    pub fn components(self, parent: Option<&ParentFile>) -> anyhow::Result<Vec<Component>> {
+        let Some(parent) = parent.filter(|_| self != MaxShrink::NO_LIMIT) else {
+            return Ok(Vec::new());
+        };
+        let context = || format!("the parent's manifest '{}'", parent.file);
+        let file = File::open(&parent.file).with_context(context)?;
+        let (_, trailer) = outer::read_file(&file).with_context(context)?;
+        trailer.components().with_context(context)
     }
 
     /// Whether one figure is too small beside another.
